@@ -1,0 +1,122 @@
+"""What follows the end of a run: its callbacks, and its result for whoever waits.
+
+Celery sends links, chains and chords and stores the result after the ledger has the end; a worker
+may die in between. Owns what the ledger is told of this, and the question, asked when another copy
+of the message arrives, whether a dead worker has left something undone. Must not know claims.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from celery import states
+from celery.backends.base import DisabledBackend
+from celery.signals import task_postrun
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps, loads
+
+from celery_idem import messages, signals
+from celery_idem.clock import SYSTEM
+from celery_idem.errors import LedgerError, ResultLost, RunDead
+from celery_idem.keys import RunKey
+from celery_idem.ledger import Ledger, Unsent
+from celery_idem.run import RunRow, RunState
+
+#: Characters of a result that the ledger keeps until callbacks are sent.
+LONGEST_RESULT = 1_000_000
+#: Where a request notes what the ledger is to be told when its callbacks have been sent.
+_NOTE = "idem_unsent"
+
+
+def has_callbacks(request: Any) -> bool:
+    """True if Celery sends something after the success of this request."""
+    return bool(request.callbacks or request.chain or request.chord)
+
+
+def unsent(result: Any) -> Unsent:
+    """What the ledger keeps of a result until the callbacks have been sent."""
+    try:
+        text = dumps(result)
+    except (TypeError, ValueError):
+        return Unsent(None)
+    return Unsent(text if len(text) <= LONGEST_RESULT else None)
+
+
+def tell_when_sent(request: Any, ledger: Ledger, key: RunKey, fence: int) -> None:
+    """Note that callbacks are sent after this request, if it succeeds."""
+    # A copy, as Celery takes out of the list what it sends.
+    setattr(request, _NOTE, (ledger, key, fence, list(request.chain or ())))
+
+
+@task_postrun.connect(weak=False)
+def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
+    """Celery has sent them; or the broker was away, and the request is no success."""
+    note = getattr(task.request, _NOTE, None)
+    if note is None or state is None:
+        return
+    ledger, key, fence, chain = note
+    try:
+        if isinstance(retval, OperationalError) and state != states.SUCCESS:
+            # A beat publishes the message again, as if this worker had died.
+            ledger.let_go(key, fence, _message(task, chain))
+        else:
+            # Or nobody could send them: what the body has returned cannot be written.
+            ledger.callbacks_sent(key, fence)
+    except LedgerError as exc:
+        signals.ledger_lost(f"Run {key}: its callbacks may be sent late, or once more", exc)
+
+
+def _message(task: Any, chain: list[Any]) -> str | None:
+    signature = task.signature_from_request(task.request, retries=task.request.retries)
+    options = {**signature.options, "chain": chain or None}
+    return messages.dump(task.name, signature.args, signature.kwargs, options)
+
+
+# -- what a dead worker has left undone -----------------------------------------------------------
+
+
+def is_left_undone(task: Any, request: Any, seen: RunRow, redelivered: bool) -> bool:
+    """True if callbacks or the result of an ended run are missing. If its worker lives, not yet.
+
+    Arguments:
+        redelivered: the message was with a worker before, most probably with the one that ended
+            the run. Any other copy may come when the result has been there and was deleted.
+    """
+    if seen.state is RunState.SKIPPED:
+        return False
+    return seen.callbacks_pending or (redelivered and _result_is_missing(task, request, seen))
+
+
+def _result_is_missing(task: Any, request: Any, seen: RunRow) -> bool:
+    backend = task.backend
+    if isinstance(backend, DisabledBackend) or backend.as_uri().startswith("rpc"):
+        return False
+    if task.ignore_result or request.ignore_result or request.is_eager:
+        return False
+    if seen.task_id != request.id or seen.finished_at is None:
+        return False
+    if backend.expires and seen.finished_at + timedelta(seconds=backend.expires) < SYSTEM.now():
+        return False  # It may have been there.
+    try:
+        return backend.get_state(request.id) not in states.READY_STATES
+    except Exception:
+        return False  # The backend does not answer: nobody gets anything from it.
+
+
+def made_up(ledger: Ledger, request: Any, seen: RunRow, fence: int) -> Any:
+    """The result for the tracer, which stores it and sends the callbacks; or why there is none.
+
+    Raises:
+        ResultLost: the run has ended, and nobody knows with what.
+        RunDead: it was given up.
+    """
+    key = seen.key
+    if seen.callbacks_pending and seen.result is not None:
+        tell_when_sent(request, ledger, key, fence)
+        return loads(seen.result)
+    if seen.callbacks_pending:
+        ledger.callbacks_sent(key, fence)
+    if seen.state is RunState.DEAD:
+        raise RunDead(key.text, str(seen.error))
+    raise ResultLost(key.text, f"{seen.state.label} {seen.error or ''}".strip())

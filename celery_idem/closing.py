@@ -1,0 +1,127 @@
+"""How an ending of the body becomes an ending of its run.
+
+Owns which state follows from what the body returned or raised, and what becomes of a message whose
+run could not be ended. Must not know how a run is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.utils.encoding import safe_repr
+
+from celery_idem import signals
+from celery_idem.aftermath import has_callbacks, tell_when_sent, unsent
+from celery_idem.delivery import Delivery
+from celery_idem.ending import Transactions, persist
+from celery_idem.errors import IdemError, LeaseLost, LedgerError, ResultLost
+from celery_idem.lease import Lease
+from celery_idem.ledger import Retry as AwaitedRetry
+from celery_idem.run import Run, RunState
+
+#: Seconds after which a run that its body rejected is published again, if the broker did not.
+GRACE = 60.0
+
+
+class Closing(Delivery):
+    """A delivery whose body was executed."""
+
+    def _succeeded(self, run: Run, result: Any) -> None:
+        """Bring the result of the body into the ledger; the caller returns it."""
+        awaited = has_callbacks(self.request)
+        if not run.ended:
+            left = unsent(result) if awaited else None
+            self._write(
+                run, lambda: self.ledger.end(run.key, run.fence, RunState.SUCCEEDED, unsent=left)
+            )
+            signals.succeeded(self.task, run)
+        if awaited:
+            self._keep(run, result)
+            tell_when_sent(self.request, self.ledger, run.key, run.fence)
+
+    def _keep(self, run: Run, result: Any) -> None:
+        """Add the result to a run that its body has ended before it returned."""
+        if isinstance(run.books, Transactions) and run.books.used:
+            try:
+                self.ledger.keep_result(run.key, run.fence, unsent(result).result)
+            except LedgerError as exc:
+                signals.ledger_lost(f"Run {run.key}: its result is not kept for callbacks", exc)
+
+    def _ended_by(self, run: Run, exc: Exception) -> None:
+        """Bring an exception of the body into the ledger; the caller raises it on."""
+        if run.ended:
+            return
+        if run.doubt is not None and not isinstance(run.doubt, ResultLost):
+            self._lose(run, run.doubt)
+        if isinstance(exc, LeaseLost) and exc.key == run.key.text:
+            # The run may still be ours, or nobody's: its message decides when it comes again.
+            self._lose(run, exc)
+        if isinstance(exc, Retry) and self.request.is_eager and _detail(exc, "sig") is not None:
+            self._await_eager_retry(run, exc)
+        elif isinstance(exc, Ignore):
+            self._end(run, RunState.SUCCEEDED, f"the body raised {safe_repr(exc)}")
+        elif isinstance(exc, Reject) and _detail(exc, "requeue"):
+            self._give_back(run, exc)
+        else:
+            # A Retry that `Task.retry` did not make has published nothing: nobody would retry it.
+            error = f"{type(exc).__name__}: {_text(exc)}"
+            self._end(run, RunState.FAILED, error)
+            signals.failed(self.task, run.key, error)
+            self._pause_entry(run.key, error)
+
+    def _await_eager_retry(self, run: Run, exc: Retry) -> None:
+        retry = AwaitedRetry(run.retries + 1, 0.0, None)
+        self._write(run, lambda: self.ledger.retry(run.key, run.fence, retry))
+        signals.retried(self.task, run, run.retries + 1)
+
+    def _give_back(self, run: Run, exc: Reject) -> None:
+        error = f"the body rejected the message: {_detail(exc, 'reason')}"
+
+        def write() -> None:
+            if not self.ledger.give_back(run.key, run.fence, error, GRACE):
+                raise LeaseLost(run.key.text, run.fence, "it was taken over")
+
+        self._write(run, write)
+        # An earlier try of its claim, still on its way, may find the row as a beat has changed it:
+        # under a lease that is not renewed it owns nothing for long.
+        assert isinstance(run.tenure, Lease)
+        self.leases.abandon(run.tenure)
+
+    def _end(self, run: Run, state: RunState, error: str | None = None) -> None:
+        self._write(run, lambda: self.ledger.end(run.key, run.fence, state, error))
+
+    def _write(self, run: Run, write: Callable[[], None]) -> None:
+        """End the claim by `write`; if that is refused, the message comes again and finds out."""
+        try:
+            persist(run, write, self.request.is_eager)
+        except ResultLost:
+            # A statement of `Run.finish_statement` was committed, and the body did not learn of it.
+            run.ended = True
+            raise
+        except IdemError as exc:
+            self._lose(run, exc)
+        run.ended = True
+
+    def _lose(self, run: Run, exc: IdemError) -> NoReturn:
+        run.ended = True
+        assert isinstance(run.tenure, Lease)
+        self.leases.abandon(run.tenure)
+        if isinstance(exc, LeaseLost):
+            self._record("refused", run.key, str(exc))
+            signals.refused(self.task, run.key, str(exc))
+        self._put_back(run.key, self.settings.lease, str(exc))
+
+
+def _text(exc: Exception) -> str:
+    """What the exception says, whatever its ``__str__`` does."""
+    try:
+        return str(exc)
+    except Exception:
+        return safe_repr(exc)
+
+
+def _detail(exc: Exception, name: str) -> Any:
+    """An attribute of one of Celery's exceptions, which its type stubs do not know."""
+    return getattr(exc, name, None)

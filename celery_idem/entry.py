@@ -1,0 +1,150 @@
+"""An entry of the schedule, as users write it.
+
+Owns the options that an entry has beyond those of Celery. Must not know when an entry is due.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from inspect import signature
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from celery.beat import ScheduleEntry
+
+from celery_idem.config import Settings, check_names, no_option, option
+from celery_idem.errors import ImproperlyConfigured
+from celery_idem.policy import CatchUp
+
+
+class Options(NamedTuple):
+    """Options of one entry; each is the setting ``idem_`` of the same name, for this entry alone.
+
+    What users have written (None: the setting holds), or what holds for the entry.
+    """
+
+    catchup: Any = None
+    catchup_window: Any = None
+    start_deadline: Any = None
+    jitter: Any = None
+    pause_on_failure: Any = None
+
+
+class Checked(NamedTuple):
+    """The same, as it holds for an entry; see `celery_idem.config.Settings`."""
+
+    catchup: CatchUp
+    catchup_window: float
+    start_deadline: float | None
+    jitter: float
+    pause_on_failure: bool
+
+
+#: Seconds; longer than any window.
+FOREVER = 1e9
+
+OPTIONS = Options._fields
+_of_ours = attrgetter(*OPTIONS)
+#: All that users may write, and what `ScheduleEntry` takes.
+_KNOWN = ("task", "schedule", "args", "kwargs", "options", "relative", *OPTIONS)
+_TAKEN = frozenset(signature(ScheduleEntry).parameters)
+
+
+class Entry(ScheduleEntry):
+    """An entry of the schedule.
+
+    Arguments:
+        catchup: the setting ``idem_catchup`` for this entry.
+        catchup_window: the setting ``idem_catchup_window`` for this entry, in seconds.
+        start_deadline: the setting ``idem_start_deadline`` for this entry, in seconds.
+        jitter: the setting ``idem_jitter`` for this entry, in seconds.
+        pause_on_failure: the setting ``idem_pause_on_failure`` for this entry.
+
+    All of them may stand among the ``options`` too: `Celery.add_periodic_task` has no other place
+    for them.
+
+    Raises:
+        ImproperlyConfigured: there is no such option.
+    """
+
+    catchup: Any = None
+    catchup_window: Any = None
+    start_deadline: Any = None
+    jitter: Any = None
+    pause_on_failure: Any = None
+
+    def __init__(
+        self,
+        *args: Any,
+        catchup: Any = None,
+        catchup_window: Any = None,
+        start_deadline: Any = None,
+        jitter: Any = None,
+        pause_on_failure: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        name = kwargs.get("name", args[0] if args else None)
+        for unknown in sorted(kwargs.keys() - _TAKEN):
+            raise no_option(f"entry {name!r}", unknown, kwargs[unknown], _KNOWN)
+        super().__init__(*args, **kwargs)
+        self._set(Options(catchup, catchup_window, start_deadline, jitter, pause_on_failure))
+        options = dict(self.options or {})
+        check_names(f"entry {name!r}", options, OPTIONS)
+        if not options.keys().isdisjoint(OPTIONS):
+            for name in OPTIONS:
+                value = options.pop(name, None)
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
+            self.options = options
+
+    def _set(self, own: Options) -> None:
+        for name, value in own._asdict().items():
+            setattr(self, name, value)
+
+    def editable_fields_equal(self, other: Any) -> bool:
+        return bool(super().editable_fields_equal(other)) and own_options(self) == own_options(
+            other
+        )
+
+    def update(self, other: Any) -> None:
+        super().update(other)
+        self._set(own_options(other))
+
+
+def own_options(entry: Any) -> Options:
+    """What is written in any entry: Celery's own class has no options of ours."""
+    if isinstance(entry, Entry):
+        return Options(*_of_ours(entry))
+    return Options(*(getattr(entry, name, None) for name in OPTIONS))
+
+
+def checked(owner: str, own: Options, settings: Settings) -> Checked:
+    """What holds for an entry.
+
+    Raises:
+        ImproperlyConfigured: a value is not possible, or not with another one; it names `owner`
+            and option.
+    """
+    found = Checked(
+        *(
+            option(owner, name, value, getattr(settings, name))
+            for name, value in own._asdict().items()
+        )
+    )
+    if found.start_deadline is not None and found.jitter >= found.start_deadline:
+        raise ImproperlyConfigured(
+            f"jitter of {owner}",
+            found.jitter,
+            f"it must be less than the start_deadline of {found.start_deadline:g} seconds, or "
+            "slots are skipped by it",
+        )
+    return found
+
+
+def in_time(entry: Any, start_deadline: float | None) -> timedelta:
+    """How old a slot may be that can still be started."""
+    expires = (entry.options or {}).get("expires")
+    if isinstance(expires, timedelta):
+        expires = expires.total_seconds()
+    limits = [s for s in (start_deadline, expires) if isinstance(s, int | float)]
+    return timedelta(seconds=min(limits, default=FOREVER))

@@ -1,0 +1,168 @@
+"""One tree of errors.
+
+Owns every exception that celery_idem raises. Each one carries its facts as attributes and passes
+them to ``Exception.__init__`` unchanged: Celery pickles exceptions between a pool process and its
+parent, and an exception whose ``args`` do not fit its ``__init__`` cannot be unpickled there.
+Must not know any other module of the package.
+"""
+
+from __future__ import annotations
+
+from celery.exceptions import ImproperlyConfigured as CeleryImproperlyConfigured
+
+#: Characters of a value that are shown.
+LONGEST_VALUE = 80
+
+
+class IdemError(Exception):
+    """Root of all errors of celery_idem."""
+
+
+class ImproperlyConfigured(IdemError, CeleryImproperlyConfigured):
+    """A setting, or an option of a task or entry, has an unknown name or an impossible value."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(setting, value, allowed)
+        self.setting = setting
+        self.value = value
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"{self.setting} = {self.value!r} is not possible: {self.allowed}"
+
+
+class InvalidSchedule(IdemError, ValueError):
+    """A schedule has no computable slots."""
+
+    def __init__(self, schedule: object, reason: str) -> None:
+        super().__init__(schedule, reason)
+        self.schedule = schedule
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"schedule {self.schedule!r}: {self.reason}"
+
+
+class InvalidRunKey(IdemError, ValueError):
+    """A text cannot name a run."""
+
+    def __init__(self, value: object, reason: str) -> None:
+        value = _limited(value)
+        super().__init__(value, reason)
+        self.value = value
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"run key {self.value!r}: {self.reason}"
+
+
+class InvalidHeader(IdemError, ValueError):
+    """An ``idem_*`` header of a message is broken, or its signature is not ours."""
+
+    def __init__(self, header: str, value: object, reason: str) -> None:
+        value = _limited(value)
+        super().__init__(header, value, reason)
+        self.header = header
+        self.value = value
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"message header {self.header} = {self.value!r}: {self.reason}"
+
+
+class LedgerError(IdemError):
+    """The ledger's database refused a statement; repeating it will not help."""
+
+    def __init__(self, reason: str, way_out: str = "") -> None:
+        super().__init__(reason, way_out)
+        self.reason = reason
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.way_out})" if self.way_out else self.reason
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's database did not answer; how the statement ended may be unknown."""
+
+
+class LedgerVersionMismatch(LedgerError):
+    """The ledger's tables are of another version than this celery_idem."""
+
+    def __init__(self, found: str, wanted: str, way_out: str) -> None:
+        super().__init__(
+            f"the ledger has version {found}, this celery_idem needs {wanted}", way_out
+        )
+        self.args = (found, wanted, way_out)
+        self.found = found
+        self.wanted = wanted
+
+
+class LeaseLost(IdemError):
+    """The run is no longer owned by this thread: its lease ended, or it was taken over."""
+
+    def __init__(self, key: str, fence: int, reason: str) -> None:
+        super().__init__(key, fence, reason)
+        self.key = key
+        self.fence = fence
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"run {self.key} is no longer owned at fence {self.fence}: {self.reason}"
+
+
+class CommitUnknown(IdemError):
+    """A COMMIT was not answered: what it held may be in the database or not."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"run {self.key}: the database has not answered the COMMIT of its transaction"
+
+
+class ResultLost(IdemError):
+    """The run has ended, but its result was lost: with a process, or with an answer."""
+
+    def __init__(self, key: str, ending: str = "succeeded") -> None:
+        super().__init__(key, ending)
+        self.key = key
+        self.ending = ending
+
+    def __str__(self) -> str:
+        return f"run {self.key} has ended ({self.ending}), but its result was lost"
+
+
+class RunDead(IdemError):
+    """The run is given up: its owners have died, and it is not to be executed once more."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"run {self.key} is dead: {self.reason}"
+
+
+class NoCurrentRun(IdemError, LookupError):
+    """`current_run` was called where no claimed run is being executed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return (
+            "no run is being executed here: current_run() works in the body of a task with "
+            "base=IdempotentTask while a worker (or apply()) executes it"
+        )
+
+
+def _limited(value: object) -> object:
+    """A value from outside, which may be of any size: Celery logs and stores an error's arguments.
+
+    A limited value is limited to itself, as an error is made again where it is unpickled.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    return value if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

@@ -1,0 +1,224 @@
+"""One delivery of a message: claimed, run, ended.
+
+Owns what an arriving message gets, row by row (the guarantees in the documentation list them). A
+"no" of the ledger ends in `Ignore`: the tracer acknowledges the message, and stores, signals and
+counts nothing.
+Must not know schedulers, nor how a ledger stores anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+from uuid import uuid4
+
+from celery import states
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
+
+from celery_idem import messages, signals, skipping
+from celery_idem.aftermath import has_callbacks, is_left_undone, made_up
+from celery_idem.closing import Closing
+from celery_idem.delivery import soon
+from celery_idem.ending import Transactions
+from celery_idem.errors import (
+    IdemError,
+    InvalidHeader,
+    InvalidRunKey,
+    LedgerError,
+    RunDead,
+)
+from celery_idem.keys import RunKey
+from celery_idem.lease import Lease
+from celery_idem.policy import OnCrash, OnDatabaseError
+from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunRow, RunState
+
+
+class Execution(Closing):
+    """One delivery of a message to a task, from claim to end."""
+
+    def execute(self, args: Any, kwargs: Any) -> Any:
+        try:
+            key = self._key()
+        except (InvalidHeader, InvalidRunKey) as exc:
+            self._refuse(exc)
+        if key is None:
+            return self.task.run(*args, **kwargs)
+        self._renew_if_returned_often(key)
+        try:
+            self.member.announce(self.task.name)
+            lease = self.leases.acquire()
+        except IdemError as exc:
+            return self._unclaimed(key, exc, args, kwargs)
+        except SoftTimeLimitExceeded:
+            # The body has not begun: nothing is lost if the message comes again.
+            self._put_back(key, soon(), "its time limit ended before it was claimed")
+        try:
+            claim = self._claim(key, lease)
+        except LedgerError as exc:
+            return self._unclaimed(key, exc, args, kwargs)
+        if claim.outcome is not ClaimOutcome.CLAIMED:
+            try:
+                return self._not_claimed(key, claim, lease)
+            finally:
+                self.leases.give_back(lease)
+        if lease.trusted_for <= 0:
+            self.leases.abandon(lease)
+            self._put_back(key, self.settings.lease, "its lease ended while it was claimed")
+        run = self._make_run(key, claim, lease)
+        with self._owning(run, lease):
+            return self._run(run, claim.taken_over, args, kwargs)
+
+    def _claim(self, key: RunKey, lease: Lease) -> Claim:
+        """The ledger's answer; without one the claim may stand, and its lease must end."""
+        try:
+            return self.ledger.claim(self._request(key, lease))
+        except SoftTimeLimitExceeded:
+            self.leases.abandon(lease)
+            self._put_back(key, self.settings.lease, "its time limit ended while it was claimed")
+        except BaseException:
+            self.leases.abandon(lease)
+            raise
+
+    # -- which run it is -------------------------------------------------------------------------
+
+    def _request(self, key: RunKey, lease: Lease) -> ClaimRequest:
+        return ClaimRequest(
+            key=key,
+            task=self.task.name,
+            namespace=self.settings.namespace,
+            entry=self.stamp.entry if self.stamp else None,
+            task_id=self.request.id,
+            retries=self.request.retries,
+            lease_id=lease.id,
+            claim_id=uuid4().hex,
+            max_attempts=self._option("max_attempts"),
+            abandon_on_crash=self._option("on_crash") == OnCrash.ABANDON,
+            expired=skipping.is_expired(self.request),
+            late=skipping.is_late(self.request),
+            revoked=skipping.is_revoked(self.request),
+        )
+
+    def _make_run(self, key: RunKey, claim: Claim, lease: Lease) -> Run:
+        return Run(
+            key=key,
+            task=self.task.name,
+            fence=claim.fence,
+            attempt=claim.attempts,
+            retries=self.request.retries,
+            tenure=lease,
+            books=Transactions(
+                self.task, self.ledger, self.settings.lease, has_callbacks(self.request)
+            ),
+            entry=self.stamp.entry if self.stamp else None,
+            task_id=self.request.id,
+        )
+
+    # -- the body --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _owning(self, run: Run, lease: Lease) -> Iterator[None]:
+        """Free the lease after the body, unless something under it is in doubt."""
+        try:
+            yield
+        finally:
+            if run.ended:
+                self.leases.give_back(lease)
+            else:
+                # The thread is torn out of the body (a hard stop), or an ending could not be
+                # written: what the lease owns must become free, which a renewed one does not.
+                self.leases.abandon(lease)
+
+    def _run(self, run: Run, taken_over: bool, args: Any, kwargs: Any) -> Any:
+        token = CURRENT.set(run)
+        try:
+            if taken_over:
+                self._record("takeover", run.key, f"fence {run.fence}, attempt {run.attempt}")
+            signals.claimed(self.task, run, taken_over)
+            if self.task._idem_track_started:
+                self._store_started()
+            result = self.task.run(*args, **kwargs)
+        except Exception as exc:
+            self._ended_by(run, exc)
+            raise
+        finally:
+            CURRENT.reset(token)
+        self._succeeded(run, result)
+        return result
+
+    def _store_started(self) -> None:
+        meta = {"pid": self.member.pid, "hostname": self.request.hostname}
+        self.task.backend.store_result(self.request.id, meta, states.STARTED, request=self.request)
+
+    # -- no claim --------------------------------------------------------------------------------
+
+    def _not_claimed(self, key: RunKey, claim: Claim, lease: Lease) -> Any:
+        """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
+        seen = claim.seen
+        if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
+            self._decline(key, claim)
+        left = seen.lease_seconds or 0.0
+        redelivered = self._is_redelivered()
+        # Another copy than the one that was with a worker which lives says nothing.
+        may_be_dead = left <= 0 or redelivered
+        if not (may_be_dead and is_left_undone(self.task, self.request, seen, redelivered)):
+            self._decline(key, claim)
+        if left > 0:
+            self._put_back(key, left + 1, "its worker has not told its result yet")
+        try:
+            fence = self.ledger.repair(self._request(key, lease), seen)
+        except (LedgerError, SoftTimeLimitExceeded) as exc:
+            # The repair may stand: a lease that is renewed would keep others from it.
+            self.leases.abandon(lease)
+            self._put_back(key, soon(), str(exc))
+        if fence is None:
+            self._decline(key, claim)
+        self._record("repair", key, f"fence {fence}")
+        signals.repaired(self.task, key)
+        return made_up(self.ledger, self.request, seen, fence)
+
+    def _decline(self, key: RunKey, claim: Claim) -> NoReturn:
+        """The run is somebody else's, or over: this copy is a no-op, or comes again."""
+        if claim.outcome is ClaimOutcome.KILLED:
+            # As a failure, and once: somebody may wait for the result.
+            signals.died(self.task, key, str(claim.error))
+            self._pause_entry(key, str(claim.error))
+            raise RunDead(key.text, str(claim.error))
+        if claim.outcome is ClaimOutcome.SKIPPED:
+            signals.skipped(self.task, key, str(claim.error))
+            raise skipping.skipped(self.request)
+        seen = claim.seen
+        reason = _reason(claim.outcome, seen)
+        if seen is not None and self._is_redelivered():
+            if seen.state is RunState.SKIPPED and skipping.is_unwanted(self.request):
+                # By this very message, perhaps, whose worker died before it could announce it.
+                raise skipping.skipped(self.request)
+            if claim.outcome is ClaimOutcome.RUNNING:
+                # It is this message that was with the owner: without it nobody would notice that
+                # the owner is dead.
+                self._put_back(key, (seen.lease_seconds or 0.0) + 1, reason, seen.retries)
+            if claim.outcome is ClaimOutcome.RETRYING and self.request.retries < seen.retries:
+                due_in = messages.seconds_until(None, seen.due_at)
+                self._put_back(key, due_in, reason, seen.retries)
+        self._record("duplicate", key, reason)
+        signals.duplicate(self.task, key, self.request.id, reason)
+        # The tracer acknowledges the message and stores, signals and counts nothing.
+        raise Ignore(reason)
+
+    def _unclaimed(self, key: RunKey, exc: IdemError, args: Any, kwargs: Any) -> Any:
+        if self._option("on_database_error") == OnDatabaseError.RUN:
+            if skipping.is_unwanted(self.request):
+                raise skipping.skipped(self.request)
+            signals.ledger_lost(f"Run {key} is executed without a claim", exc)
+            return self.task.run(*args, **kwargs)
+        if self.request.is_eager:
+            raise exc
+        self._put_back(key, soon(), str(exc))
+
+
+def _reason(outcome: ClaimOutcome, seen: RunRow | None) -> str:
+    if outcome is ClaimOutcome.RUNNING:
+        return "its run is being executed"
+    if outcome is ClaimOutcome.RETRYING:
+        return f"its run waits for retry {seen.retries if seen else '?'}"
+    return f"its run has ended: {seen.state.label if seen else '?'}"

@@ -1,0 +1,1 @@
+"""One Alembic script per version of the tables."""

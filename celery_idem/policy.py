@@ -1,0 +1,57 @@
+"""The choices a user has, as enums with a sentence per value.
+
+Owns names and meaning of policies; what follows from a value is decided where it is used.
+Strings are accepted wherever an enum is (``"latest"`` is ``CatchUp.LATEST``).
+Must not know any other module of the package but `errors`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Policy(str, Enum):
+    """A setting's value; compares equal to its string."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class CatchUp(Policy):
+    """What happens to slots that were missed for more than a minute while no beat ran."""
+
+    #: Only the most recent missed slot runs.
+    LATEST = "latest"
+    #: Every missed slot of the catch-up window runs.
+    ALL = "all"
+    #: Missed slots are dropped.
+    NONE = "none"
+
+
+class OnCrash(Policy):
+    """What happens to a run whose owner died in its body."""
+
+    #: It runs again, up to ``max_attempts`` claims: at least once.
+    RETRY = "retry"
+    #: It never runs again and becomes ``dead``: at most once.
+    ABANDON = "abandon"
+
+
+class OnDatabaseError(Policy):
+    """What a worker does with a message whose run it cannot claim, as the database is down."""
+
+    #: Put the message back with a delay; nothing runs unclaimed.
+    RETRY = "retry"
+    #: Run the body without a claim: an explicit opt-out of the promise.
+    RUN = "run"
+
+
+class Unstamped(Policy):
+    """What a worker does with a message that carries no run key."""
+
+    #: Its task id is its key: redeliveries and retries of the message are recognised.
+    TASK_ID = "task_id"
+    #: It is refused with an error.
+    REJECT = "reject"
+    #: It runs without a claim, as in plain Celery.
+    RUN = "run"

@@ -1,0 +1,188 @@
+"""The base class of tasks: claim, run, finish.
+
+Owns what happens between the arrival of a message and its end in the ledger, inside Celery's
+tracer: `IdempotentTask.__call__` claims before the body and finishes after it. What an arriving
+message gets, row by row, stands in the guarantees of the documentation.
+Must not know schedulers, nor how a ledger stores anything.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, Task
+from celery.exceptions import Reject
+
+from celery_idem import messages, signals
+from celery_idem.clock import SYSTEM
+from celery_idem.config import Settings, check_names, option
+from celery_idem.delivery import put_back, soon
+from celery_idem.ending import persist
+from celery_idem.errors import IdemError
+from celery_idem.execution import Execution
+from celery_idem.ledger import Retry as AwaitedRetry
+from celery_idem.member import Member
+from celery_idem.run import CURRENT, Run
+from celery_idem.steps import IdempotentWorker
+
+if TYPE_CHECKING:
+    BaseTask = Task[Any, Any]
+else:
+    BaseTask = Task
+
+#: Options of one task; each is the setting ``idem_`` of the same name, for this task alone.
+OPTIONS = ("max_attempts", "on_crash", "on_database_error", "unstamped")
+
+#: The run whose retry is being published by `Task.retry` in this context.
+_RETRYING: ContextVar[Run | None] = ContextVar("celery_idem_retrying", default=None)
+
+
+class IdempotentTask(BaseTask):
+    """A Celery task whose body runs once per run key, under a claim in the ledger.
+
+    Use it as ``@app.task(base=IdempotentTask)``. Called as a plain function it is transparent.
+
+    Raises (in the worker, as the task's failure):
+        InvalidHeader: the message carries a broken or forged run key; its content is kept in the
+            ledger's history.
+    """
+
+    abstract = True
+
+    # With a claim a redelivery is harmless, and without one a crash loses the run.
+    acks_late = True
+    reject_on_worker_lost = True
+    #: The parent's verdict on what its children cannot write any more.
+    Request = "celery_idem.request:Request"
+
+    #: Options of one task; None means the app's setting ``idem_`` of the same name.
+    max_attempts: int | None = None
+    on_crash: str | None = None
+    on_database_error: str | None = None
+    unstamped: str | None = None
+
+    #: Tells a scheduler, which does not know this class, that the task's slots are claimed.
+    idem_claims = True
+
+    _idem_track_started = False
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Check settings and options as soon as they are known.
+
+        Raises:
+            ImproperlyConfigured: a setting or an option of this task is not possible.
+        """
+        super().on_bound(app)
+        settings = Settings.read(app)
+        owner = f"task {cls.name}"
+        for name in OPTIONS:
+            option(owner, name, getattr(cls, name), None)
+        check_names(owner, cls._own_attributes(), OPTIONS)
+        # Of a worker alone: whoever only publishes needs no database.
+        app.steps["worker"].add(IdempotentWorker)
+        if not settings.enabled:
+            cls._become_plain(app)
+        elif cls.track_started:
+            # The tracer stores STARTED before it calls the task, and a copy would overwrite the
+            # FAILURE of the run it repeats: stored after the claim instead.
+            cls._idem_track_started, cls.track_started = True, False
+
+    @classmethod
+    def _own_attributes(cls) -> dict[str, Any]:
+        """What this task, and bases and mixins of its project, have beyond Celery and this class.
+
+        Without methods, which are no options whatever they are called.
+        """
+        # Names alone are asked for: to read `app` of a class would bind it to the current app.
+        known = frozenset(dir(IdempotentTask))
+        return {
+            name: value
+            for base in cls.__mro__
+            if not issubclass(IdempotentTask, base)
+            for name, value in vars(base).items()
+            if name not in known and not callable(value)
+        }
+
+    @classmethod
+    def _become_plain(cls, app: Celery) -> None:
+        """Without claims a late acknowledgement would run a task twice: the app's settings hold."""
+        for name in ("acks_late", "reject_on_worker_lost"):
+            owner = next(base for base in cls.__mro__ if name in base.__dict__)
+            if owner is IdempotentTask:
+                setattr(cls, name, app.conf[f"task_{name}"])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        request: Any = self.request
+        if request.called_directly or getattr(request, "idem_entered", False):
+            return super().__call__(*args, **kwargs)
+        # The tracer has pushed this request: a second call under it is the body calling its own
+        # task as a plain function.
+        request.idem_entered = True
+        try:
+            member = Member.of(self.app)
+        except IdemError as exc:
+            if request.is_eager:
+                raise
+            put_back(self, request, f"{self.name}[{request.id}]", soon(), str(exc))
+        if not member.settings.enabled:
+            return self.run(*args, **kwargs)
+        return Execution(self, request, member).execute(args, kwargs)
+
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's; a retry or a message that is put back keeps its serializer and compression."""
+        request = self.request if request is None else request
+        options = {**messages.form(request), **options}
+        return super().signature_from_request(request, args, kwargs, queue, **options)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's retry; the ledger awaits the retry before its message goes out.
+
+        The other order loses runs: the message can arrive before the ledger knows of the retry,
+        and is then a copy of a run that is being executed.
+        """
+        run = CURRENT.get()
+        if run is None or self.request.called_directly or run.task_id != self.request.id:
+            return super().retry(*args, **kwargs)
+        token = _RETRYING.set(run)
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as exc:
+            # Task.retry rejects the message for good if the publish failed.
+            reason = getattr(exc, "reason", None)
+            if isinstance(reason, IdemError):
+                raise reason from exc
+            raise Reject(reason, requeue=True) from exc
+        finally:
+            _RETRYING.reset(token)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Celery's publish; inside `retry` it first moves the run to ``retrying``."""
+        run = _RETRYING.get()
+        if run is not None and options.get("task_id") == run.task_id:
+            _await_retry(self, run, args, kwargs, options)
+        return super().apply_async(args, kwargs, *more, **options)
+
+
+def _await_retry(task: IdempotentTask, run: Run, args: Any, kwargs: Any, options: Any) -> None:
+    retries = options.get("retries") or run.retries + 1
+    due_in = messages.seconds_until(options.get("countdown"), options.get("eta"))
+    message = messages.dump(task.name, args, kwargs, options)
+    ledger = Member.of(task.app).leases.ledger
+    deadline = messages.instant(options.get("expires"), SYSTEM.now())
+    awaited = AwaitedRetry(retries, due_in, message, deadline=deadline)
+    try:
+        persist(run, lambda: ledger.retry(run.key, run.fence, awaited), task.request.is_eager)
+    except IdemError as exc:
+        run.doubt = exc
+        raise
+    run.ended = True
+    signals.retried(task, run, retries)

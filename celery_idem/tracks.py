@@ -1,0 +1,300 @@
+"""Where a beat stands in the slots of one entry.
+
+Owns the choice of the slots that are due: all of the last minute, and of what was missed before
+it, what the catch-up policy says. No watermark is kept anywhere: the candidates are offered to the
+ledger, whose unique insert tells which of them are new.
+Must not know how a slot is emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+from operator import is_
+from typing import Any, NamedTuple
+
+from celery_idem.clock import Clock
+from celery_idem.config import Settings
+from celery_idem.due import check_task
+from celery_idem.entry import checked, in_time, own_options
+from celery_idem.errors import IdemError, ImproperlyConfigured
+from celery_idem.keys import EPOCH, RunKey, iso
+from celery_idem.ledger import Ledger, Pause
+from celery_idem.policy import CatchUp
+from celery_idem.slots import (
+    agreed_by_ledger,
+    check,
+    fingerprint,
+    latest_slot,
+    next_slot,
+    slots_between,
+)
+
+#: Slots younger than this are simply due, whatever beats and clocks are late by; older ones were
+#: missed, and are for the catch-up policy.
+YOUNG = timedelta(seconds=60)
+#: Slots of one entry that are handed out at once; the other entries have their turn in between.
+PORTION = 1000
+#: How soon a custom schedule is asked again, and an entry that failed is tried again; after each
+#: further failure twice as late, up to the other one.
+PATIENCE, LONGEST_PATIENCE = timedelta(seconds=5), timedelta(seconds=300)
+#: Custom schedules are not asked more often than this.
+SHORTEST_PATIENCE = timedelta(seconds=0.05)
+#: How soon a paused entry is looked at again.
+PAUSED = timedelta(seconds=1)
+#: The next moment.
+_NEXT = timedelta(microseconds=1)
+
+
+class LeftOut(NamedTuple):
+    """Slots in (`after`, `last`] that are not emitted, and why; `last` is one of them."""
+
+    after: datetime
+    last: datetime
+    why: str
+
+
+class Track:
+    """One entry as this beat follows it.
+
+    Attributes:
+        entry: the present entry of this name; its task and arguments are read when it is due.
+        cursor: slots up to here were handed out.
+        wake: when to look again; None: never.
+        is_new: the ledger has not yet told since when the entry is active.
+        gone: the schedule does not have it any more, or has it with other slots.
+    """
+
+    def __init__(
+        self, name: str, entry: Any, settings: Settings, clock: Clock, now: datetime
+    ) -> None:
+        self.name = name
+        self.entry = entry
+        self.cursor = now
+        self.wake: datetime | None = now
+        self.is_new = False
+        self.gone = False
+        self.fingerprint = ""
+        self._settings = settings
+        self._clock = clock
+        self._failures = 0
+        self._ready = False
+        self._is_paused = False
+        #: Slots up to here are none of the entry's: it was new then, or paused.
+        self._since = EPOCH
+        #: What was missed before is the policy's: where this beat began, or went on after a halt.
+        self.began = now
+        self._halted_at: datetime | None = None
+
+    def prepare(self) -> None:
+        """Find out what the entry is; until that succeeds it has no slots.
+
+        Raises:
+            IdemError: the entry, or its schedule, cannot be used.
+            Exception: whatever a schedule of somebody else's raises.
+        """
+        entry = self.entry
+        self._described = _described(entry)
+        self._schedule = entry.schedule
+        self._own = own_options(entry)
+        RunKey.for_slot(self._settings.namespace, self.name, EPOCH)
+        if entry.name != self.name:
+            raise ImproperlyConfigured(
+                f"name of entry {self.name!r}", entry.name, "it must be its key in the schedule"
+            )
+        check_task(self.name, entry)
+        owner = f"entry {self.name!r}"
+        options = checked(owner, self._own, self._settings)
+        self._catchup = options.catchup
+        self._window = max(timedelta(seconds=options.catchup_window), YOUNG)
+        self._in_time = in_time(entry, options.start_deadline)
+        check(self._schedule)
+        self._custom = agreed_by_ledger(self._schedule)
+        self.fingerprint = fingerprint(self._schedule)
+        self.wake = self.cursor if self._custom else next_slot(self._schedule, self.cursor)
+        self._ready = self.is_new = True
+
+    @property
+    def asks_ledger(self) -> bool:
+        """True if `advance` needs the ledger."""
+        return self._ready and self._custom
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    def shows(self, entry: Any) -> bool:
+        """True if nothing has changed since the entry was looked at."""
+        # Asked for every entry once a second: by identity, which a change in place shows too.
+        return entry is self.entry and (
+            not self._ready
+            or (entry.schedule is self._schedule and all(map(is_, own_options(entry), self._own)))
+        )
+
+    def accept(self, entry: Any) -> bool:
+        """True if `entry` has the same slots, and is followed from here on."""
+        if not self._ready or _described(entry) != self._described:
+            return False
+        self.entry, self._schedule, self._own = entry, entry.schedule, own_options(entry)
+        return True
+
+    def activate(self, since: datetime, now: datetime) -> None:
+        """The entry is active since then: what was missed from there on is a candidate."""
+        self.is_new = False
+        self._since = max(since, self._since)
+        start = max(self._since, now - self._window)
+        if self._halted_at is None:
+            self.cursor = min(self.cursor, start)
+        else:
+            self.cursor, self._halted_at = max(self._halted_at, start), None
+        self.wake = now
+
+    def halted(self, now: datetime) -> None:
+        """This beat stood still until now: somebody else may know what has become of the entry."""
+        if self._ready and not self.is_new:
+            self.is_new = True
+            self._halted_at, self.began = self.cursor, now
+            self.wake = now
+
+    def heed(self, pause: Pause, now: datetime) -> bool:
+        """True while the entry is paused. Once it was resumed, it counts as new since then."""
+        if pause.resumed_at is None:
+            self._is_paused = True
+            self.cursor = max(self.cursor, now)
+            self.wake = now + PAUSED
+            return True
+        self._since = max(self._since, pause.resumed_at)
+        if self._is_paused:
+            # What was due between the resume and this moment is not lost.
+            self.cursor = self._since
+        self._is_paused = False
+        self.cursor = max(self.cursor, self._since)
+        return False
+
+    def put_back(self, now: datetime) -> None:
+        """The clock was put back to `now`: what this beat has done since then, it did too early.
+
+        Offering a slot again does no harm, and sleeping until the wrong time has come would.
+        """
+        self.cursor = min(self.cursor, now)
+        if self.wake is not None:
+            self.wake = now
+
+    # -- slots -----------------------------------------------------------------------------------
+
+    def advance(self, now: datetime, ledger: Ledger) -> list[datetime]:
+        """The slots that are due at `now` and were not handed out before; at most `PORTION`.
+
+        Raises:
+            LedgerError: a custom schedule's slot could not be agreed on.
+            Exception: whatever the schedule raises; tell `fails`.
+        """
+        if not self._ready:
+            self.prepare()
+            return []
+        slots = self._agree(now, ledger) if self._custom else self._pass(now)
+        self._failures = 0
+        return slots
+
+    def wait(self, now: datetime) -> None:
+        """Nothing can be done at the moment: look again, from the same place."""
+        self.wake = now + PATIENCE
+
+    def fails(self, now: datetime) -> None:
+        """The schedule has raised something: look again, later after each time."""
+        self.wake = now + min(LONGEST_PATIENCE, PATIENCE * 2 ** min(self._failures, 10))
+        self._failures += 1
+
+    def _pass(self, now: datetime) -> list[datetime]:
+        # What was missed waits for the ledger, which knows whether the entry is the same still.
+        reach = YOUNG if self.is_new else self._window
+        slots = list(islice(self._candidates(max(self.cursor, now - reach), now), PORTION))
+        if len(slots) < PORTION:
+            self.cursor, self.wake = now, next_slot(self._schedule, now)
+        else:
+            self.cursor, self.wake = slots[-1], now + _NEXT
+        return slots
+
+    def _candidates(self, start: datetime, now: datetime) -> Iterator[datetime]:
+        young = max(start, now - YOUNG)
+        if start < young:
+            yield from self._missed(start, young, now)
+        yield from slots_between(self._schedule, young, now)
+
+    def _missed(self, start: datetime, end: datetime, now: datetime) -> Iterator[datetime]:
+        if self._catchup is CatchUp.ALL:
+            # Not those that would only be recorded as skipped: there may be millions.
+            yield from slots_between(self._schedule, max(start, now - self._in_time), end)
+        elif self._catchup is CatchUp.LATEST:
+            latest = latest_slot(self._schedule, start, now)
+            # A younger one is due anyway.
+            if latest is not None and latest <= end:
+                yield latest
+
+    def left_out(self, seen: datetime, now: datetime) -> LeftOut | None:
+        """Which slots the policy has left out of those that nobody emitted since `seen`."""
+        if self._custom:
+            return None
+        start, end = max(seen, self._since), min(self.began, now - YOUNG)
+        if self._since > seen:
+            # Whatever the policy is.
+            start, end, why = seen, self._since, "it counts as new since then"
+        elif self._catchup is CatchUp.ALL:
+            end = min(end, now - min(self._window, self._in_time))
+            why = "catchup is 'all', and they are older than its window or than their deadline"
+        elif self._catchup is CatchUp.LATEST:
+            latest = latest_slot(self._schedule, max(start, now - self._window), now)
+            end = min(end, latest - _NEXT) if latest else end
+            which = f"the latest one is {iso(latest)}" if latest else "none is within its window"
+            why = f"catchup is 'latest', and {which}"
+        else:
+            why = "catchup is 'none'"
+        last = latest_slot(self._schedule, start, end) if start < end else None
+        return LeftOut(start, last, why) if last else None
+
+    def slots(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        """The slots in (after, until]."""
+        return slots_between(self._schedule, after, until)
+
+    def _agree(self, now: datetime, ledger: Ledger) -> list[datetime]:
+        """The slot of a schedule that only its own `is_due` knows.
+
+        The slot is the moment at which the first beat found the entry due; all beats emit the one
+        that the ledger keeps, so that it is not lost with the beat that found it.
+        """
+        if self.is_new:
+            self.wait(now)
+            return []
+        names = (self._settings.namespace, self.name, self.fingerprint)
+        agreed = ledger.agreed_slot(*names)
+        schedule = self._schedule
+        last = max(agreed or EPOCH, self._since).astimezone(schedule.tz)
+        due, seconds = schedule.is_due(schedule.maybe_make_aware(last))
+        if due:
+            # Not `now`, which was a moment before: the next slot would come that much too early.
+            agreed = ledger.agree(*names, agreed, self._clock.now())
+        self.wake = now + _pause(seconds)
+        if agreed is None or agreed <= self.cursor or self._is_dropped(agreed, now):
+            return []
+        self.cursor = agreed
+        return [agreed]
+
+    def _is_dropped(self, slot: datetime, now: datetime) -> bool:
+        return self._catchup is CatchUp.NONE and slot <= now - YOUNG
+
+
+def _pause(seconds: object) -> timedelta:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return PATIENCE  # Celery, too, takes other answers for "ask me later".
+    # Asked this way round, as "not a number" is not less than anything.
+    if not seconds < PATIENCE.total_seconds():
+        return PATIENCE
+    return max(SHORTEST_PATIENCE, timedelta(seconds=max(0.0, seconds)))
+
+
+def _described(entry: Any) -> tuple[Any, ...]:
+    """Equal for entries with the same slots."""
+    try:
+        print_ = fingerprint(entry.schedule)
+    except IdemError:
+        print_ = repr(entry.schedule)
+    return (print_, *own_options(entry))

@@ -1,0 +1,65 @@
+"""What a project may import, and what the import costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import celery_idem
+
+#: A change here is a change for users: it belongs in the change log.
+PUBLIC = [
+    "CatchUp",
+    "IdemError",
+    "IdempotentScheduler",
+    "IdempotentTask",
+    "ImproperlyConfigured",
+    "InvalidHeader",
+    "InvalidRunKey",
+    "InvalidSchedule",
+    "LeaseLost",
+    "Ledger",
+    "LedgerError",
+    "LedgerUnavailable",
+    "LedgerVersionMismatch",
+    "NoCurrentRun",
+    "OnCrash",
+    "OnDatabaseError",
+    "ResultLost",
+    "Run",
+    "RunDead",
+    "RunKey",
+    "RunState",
+    "StampingMixin",
+    "Unstamped",
+    "backfill",
+    "current_run",
+    "signals",
+]
+#: Loaded where a ledger or a broker is used: SQLAlchemy alone takes longer than Celery. Some of
+#: `django` itself is loaded by kombu.
+LATE = {
+    *("sqlalchemy", "alembic", "redis", "psycopg", "pymysql"),
+    *("django.db", "django_celery_beat", "redbeat"),
+}
+
+
+def test_public_names() -> None:
+    assert sorted(celery_idem.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(celery_idem, name).__doc__, f"{name} has no docstring"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    from importlib.metadata import version
+
+    assert celery_idem.__version__ == version("celery-idem")
+
+
+def test_the_import_is_light() -> None:
+    code = "import sys, celery_idem; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "celery_idem.task" in loaded
+    assert set(loaded) & LATE == set()

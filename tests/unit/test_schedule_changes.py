@@ -1,0 +1,110 @@
+"""A schedule that is changed, and changed back: which beats are told that it is new."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from celery_idem.ledger import REFRESH
+from tests.contract.stores import SettableClock
+from tests.unit.beats import ShakyLedger, beat, messages, run_for, slots
+
+OLD = {"e": {"task": "note", "schedule": 30, "catchup": "all"}}
+NEW = {"e": {"task": "note", "schedule": 7200, "catchup": "all"}}
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def ledger(clock: SettableClock) -> ShakyLedger:
+    return ShakyLedger(clock)
+
+
+def number(going: Any) -> int:
+    return len(slots(messages(going.app)))
+
+
+def together(seconds: int, *going: Any) -> None:
+    """Beats tick by turns, each with a clock that goes as the others'."""
+    for _ in range(seconds):
+        for one in going:
+            one.tick()
+        going[0].clock.advance(1)
+
+
+def test_a_change_back_fires_nothing_from_before(ledger: ShakyLedger, clock: SettableClock) -> None:
+    run_for(beat(OLD, ledger, clock), 60)
+    run_for(beat(NEW, ledger, clock), 600)
+    back = beat(OLD, ledger, clock)
+    run_for(back, 300)
+    assert number(back) == 10
+
+
+def test_a_change_back_within_one_beat_does_not_either(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    going = beat(OLD, ledger, clock)
+    run_for(going, 60)
+    going.update_from_dict(NEW)
+    run_for(going, 600)
+    messages(going.app)
+    going.update_from_dict(OLD)
+    run_for(going, 300)
+    assert 9 <= number(going) <= 10
+
+
+def test_a_rolling_deploy_silences_nobody(ledger: ShakyLedger, clock: SettableClock) -> None:
+    """Beats of both versions, of which one is away for a moment: its version has gone on."""
+    old, other, new = (beat(schedule, ledger, clock) for schedule in (OLD, OLD, NEW))
+    together(100, old, new)
+    together(100, old, other, new)
+    since = {pair: found.active_since for pair, found in ledger.tables.entries.items()}
+    together(400, other, new)
+    late = beat(OLD, ledger, clock)
+    together(100, late, other, new)
+    assert {pair: its.active_since for pair, its in ledger.tables.entries.items()} == since
+    assert sum(number(one) for one in (old, other, late)) == 700 // 30
+
+
+def test_a_version_that_was_followed_to_the_end_is_caught_up(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    """All beats went down during a deploy; the one that starts again makes up what was missed."""
+    old, new = beat(OLD, ledger, clock), beat(NEW, ledger, clock)
+    together(301, old, new)
+    clock.advance(3599)
+    back = beat(OLD, ledger, clock)
+    back.tick()
+    assert number(back) == 3600 // 30
+
+
+def test_entries_are_reported_now_and_then(ledger: ShakyLedger, clock: SettableClock) -> None:
+    going = beat({"e": {"task": "note", "schedule": 86_400}}, ledger, clock)
+    run_for(going, 1)
+    ledger.calls.clear()
+    for _ in range(600):
+        run_for(going, 1)
+        entries = [e for (name, _), e in ledger.tables.entries.items() if name == "unit:e"]
+        assert clock.now() - entries[0].last_seen_at <= timedelta(seconds=REFRESH * 1.5)
+    assert ledger.calls.count("mark_seen") == 600 / REFRESH
+
+
+def test_the_ledger_is_asked_about_a_schedule_before_that_is_reported(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    """Or it would seem to have been followed all the time."""
+    run_for(beat(OLD, ledger, clock), 60)
+    run_for(beat(NEW, ledger, clock), 600)
+    ledger.away = True
+    back = beat(OLD, ledger, clock)
+    run_for(back, 100)
+    messages(back.app)
+    ledger.away = False
+    run_for(back, 300)
+    found = slots(messages(back.app))
+    assert len(found) == len(set(found)) == 10
