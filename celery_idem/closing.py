@@ -84,10 +84,6 @@ class Closing(Delivery):
                 raise LeaseLost(run.key.text, run.fence, "it was taken over")
 
         self._write(run, write)
-        # An earlier try of its claim, still on its way, may find the row as a beat has changed it:
-        # under a lease that is not renewed it owns nothing for long.
-        assert isinstance(run.tenure, Lease)
-        self.leases.abandon(run.tenure)
 
     def _end(self, run: Run, state: RunState, error: str | None = None) -> None:
         self._write(run, lambda: self.ledger.end(run.key, run.fence, state, error))

@@ -57,6 +57,7 @@ class Execution(Closing):
             claim = self._claim(key, lease)
         except LedgerError as exc:
             return self._unclaimed(key, exc, args, kwargs)
+        lease.spent = claim.doubtful
         if claim.outcome is not ClaimOutcome.CLAIMED:
             try:
                 return self._not_claimed(key, claim, lease)

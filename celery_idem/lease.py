@@ -8,7 +8,8 @@ Authority
 States
     registered and renewed; *lost* (it was not renewed in time: the row may be gone, it is never
     used again); *abandoned* (a statement under it ended in doubt: it is not renewed any more, so
-    that whatever it may own becomes free).
+    that whatever it may own becomes free); *spent* (a try of its claim was not answered, and may be
+    executed when somebody else has let the run go: abandoned after the run that it holds).
 Trust window
     From the start of the last successful renewal, for the lease's length less a margin, on the
     boot-time clock. The database starts counting later and counts longer, so that trust ends before
@@ -59,6 +60,7 @@ class Lease:
         self.id = lease_id
         self.lost = False
         self.abandoned = False
+        self.spent = False
         self._clock = clock
         self._trusted_until = 0.0
 
@@ -122,7 +124,8 @@ class Leases:
         return lease
 
     def give_back(self, lease: Lease) -> None:
-        """Nothing is executed under `lease` any more, and no statement is in doubt."""
+        """Nothing is executed under `lease` any more, and no ending is in doubt."""
+        lease.abandoned = lease.abandoned or lease.spent
         with self._lock:
             self._held.discard(lease)
             if not (lease.lost or lease.abandoned):

@@ -167,6 +167,7 @@ class Claim:
         taken_over: the previous owner's lease had ended, and this claim continued its run.
         seen: the row as it was found, if it was not claimed.
         error: why it is dead, if this claim killed it.
+        doubtful: a try of this claim was not answered, and may be executed after this answer.
     """
 
     outcome: ClaimOutcome
@@ -175,6 +176,7 @@ class Claim:
     taken_over: bool = False
     seen: RunRow | None = None
     error: str | None = None
+    doubtful: bool = False
 
 
 class Tenure(Protocol):

@@ -156,6 +156,7 @@ class Database:
                     ) from exc
                 if SYSTEM.elapsed() + pause > started + PATIENCE[failure]:
                     raise translate(exc, failure, self.shown) from exc
+                self._here.unanswered = self.unanswered + (failure is Failure.UNAVAILABLE)
             except SQLAlchemyError as exc:
                 raise LedgerError(f"the ledger's database {self.shown}: {exc}") from exc
             except (ValueError, OverflowError) as exc:
@@ -167,6 +168,14 @@ class Database:
             # Jittered, so that two statements that met in a deadlock do not meet again.
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    @property
+    def unanswered(self) -> int:
+        """How many tries of this thread's statements were not answered, and were repeated.
+
+        Each of them may still be executed: its server may be waiting for a lock.
+        """
+        return getattr(self._here, "unanswered", 0)
 
     @contextmanager
     def in_transaction(self) -> Iterator[None]:

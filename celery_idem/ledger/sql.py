@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ from celery_idem.ledger.reading import READ
 from celery_idem.ledger.rows import cut, history_line, line_id, micros, named, run_row
 from celery_idem.ledger.schema import history, runs
 from celery_idem.ledger.transactions import TransactionSql
-from celery_idem.run import ClaimRequest, RunRow, RunState
+from celery_idem.run import Claim, ClaimRequest, RunRow, RunState
 
 
 class SqlLedger(EmissionSql, TransactionSql):
@@ -104,6 +105,11 @@ class SqlLedger(EmissionSql, TransactionSql):
         self._write(beside_runs.RELEASE_CHILD, {"b_process": process, "b_pid": pid})
 
     # -- runs -----------------------------------------------------------------------------------
+
+    def claim(self, request: ClaimRequest) -> Claim:
+        unanswered = self.database.unanswered
+        claim = super().claim(request)
+        return replace(claim, doubtful=self.database.unanswered > unanswered)
 
     def read(self, key: RunKey) -> RunRow | None:
         rows = self._run(READ, named(key)).rows

@@ -21,7 +21,7 @@ from celery_idem.ledger import database as module
 from celery_idem.ledger.failures import Failure, classify
 from celery_idem.ledger.schema import history, runs
 from celery_idem.ledger.sql import SqlLedger
-from celery_idem.run import RunState
+from celery_idem.run import ClaimOutcome, RunState
 from tests.contract.stores import FIRST, NAMESPACE, Store, fresh, isolated, wait_until
 from tests.contract.together import in_threads
 
@@ -108,6 +108,13 @@ def be_heavy(connection: Connection) -> None:
     connection.execute(insert(history), [{"id": fresh("line"), **line} for _ in range(50)])
 
 
+def kill_from(connection: Connection) -> None:
+    """End all other connections to the database of this one."""
+    dialect = connection.dialect.name
+    for number in connection.execute(text(OTHERS[dialect])).scalars().all():
+        connection.execute(text(KILL[dialect].format(number)))
+
+
 @contextmanager
 def beside(function: Callable[[], Any]) -> Iterator[Any]:
     """Run a function on another thread meanwhile; what it raises is raised at the end."""
@@ -173,13 +180,27 @@ def test_a_statement_cut_while_it_waits_is_repeated(
         touch(connection, key)
         with beside(lambda: server.ledger.end(key, claim.fence, RunState.SUCCEEDED)):
             wait_until(operator.is_waited_for)
-            waiting = connection.execute(text(OTHERS[connection.dialect.name])).scalars().all()
-            for number in waiting:
-                connection.execute(text(KILL[connection.dialect.name].format(number)))
+            kill_from(connection)
             wait_until(lambda: bool(failures))
             connection.commit()
     assert Failure.UNAVAILABLE in failures
     assert server.row(key).state is RunState.SUCCEEDED
+
+
+def test_a_claim_that_was_repeated_says_so(
+    server: Store, operator: Operator, failures: list[Failure]
+) -> None:
+    """Its first try may still be executed, as far as its caller knows."""
+    (key,) = server.scheduled(1, fresh("batch"))
+    with operator.transaction() as connection:
+        touch(connection, key)
+        with beside(lambda: server.claim(key)) as claim:
+            wait_until(operator.is_waited_for)
+            kill_from(connection)
+            wait_until(lambda: bool(failures))
+            connection.commit()
+    assert claim.result().outcome is ClaimOutcome.CLAIMED and claim.result().doubtful
+    assert not server.claim(RunKey(fresh("run"))).doubtful
 
 
 class TooLong(Exception):

@@ -134,6 +134,8 @@ DEEP = [
     replace(ALPHABETS["retries"], again=True),
     replace(ALPHABETS["due"], again=True, crashes=True, doubts=True),
     replace(ALPHABETS["late"], crashes=True, expiring=True),
+    # Another worker claims what was given back, and lets it go, before a statement arrives.
+    replace(ALPHABETS["late"], beats=0, workers=2, strays=True),
     replace(ALPHABETS["callbacks"], doubts=True, crashes=True),
     replace(ALPHABETS["transactions"], doubts=True, strays=True),
     replace(ALPHABETS["children"], crashes=True, doubts=True),

@@ -16,6 +16,8 @@ from tests.model.steps import Done, Step, Steps, is_left, step
 from tests.model.world import Beat, World
 
 _CLOSES = (RunState.SKIPPED.value, RunState.EMITTED.value)
+#: Where an owner asks that the run be anybody's again, and how.
+_LETS_GO = {"retry": "try_retry", "reject": "try_give_back"}
 
 
 class Beats(Steps):
@@ -202,7 +204,18 @@ class Beats(Steps):
                 lost = world._replace(queue=world.queue - {message})
                 yield step(f"the message of retry {message[0]} is lost", lost, luck=True)
         if world.late is not None and (done := self.execute(world, world.late)):
-            after = done.world._replace(late=None)
+            after = self._taken_late(world, done)._replace(late=None)
             label = f"a {world.late[0]} arrives late"
             yield step(label, after, done.broken, calls=done.calls)
             yield step(f"a {world.late[0]} never arrives", world._replace(late=None))
+
+    @staticmethod
+    def _taken_late(world: World, done: Done) -> World:
+        """Its sender, who still repeats it, has done by now what it asks for."""
+        after = done.world
+        if after.books == world.books:
+            return after
+        for number, thread in enumerate(after.threads):
+            if done.call == (_LETS_GO.get(thread.at), thread.fence, *done.call[2:]):
+                after = after.put(number, thread._replace(done=True))
+        return after

@@ -136,6 +136,8 @@ class Bodies(Steps):
         if back is not None:
             world = world._replace(queue=world.queue | {(back, True)})
         me = world.threads[number]
+        if me.spent and self.rules.spends:
+            return world.put(number, Thread())
         return world.put(number, Thread(lease=me.lease, trusts=me.trusts))
 
     def _gives_up(self, world: World, number: int, abandons: bool = True) -> World:

@@ -21,8 +21,8 @@ class Rules:
     #: Who does not learn the answer to a claim, or to a repair, never renews that lease again.
     abandons: bool = True
     abandons_repairs: bool = True
-    #: Who gives a run back does not use that lease again.
-    abandons_rejects: bool = True
+    #: Whose claim had to be repeated does not use that lease for another run.
+    spends: bool = True
     #: A statement whose answer was lost is repeated as it was.
     repeats: bool = True
     #: The ledger awaits a retry before its message is published.

@@ -174,9 +174,11 @@ class Workers(Bodies):
         me = world.threads[number]
         if me.at != "claim":
             return world.put(number, me._replace(done=done))
-        if self.rules.repeats:
-            return world
-        return world.put(number, me._replace(claim=world.free_claim(f"c{number}"), answers=()))
+        # Nobody can tell the two apart; what is needed is that the lease is spent if it was not.
+        me = me._replace(spent=me.spent or not done)
+        if not self.rules.repeats:
+            me = me._replace(claim=world.free_claim(f"c{number}"), answers=())
+        return world.put(number, me)
 
     def _answered(
         self, label: str, done: Done, number: int, answer: Any, calls: Any = None
@@ -266,8 +268,7 @@ class Workers(Bodies):
         if me.at == "retry":
             return world.put(number, me._replace(at="publish", done=False))
         if me.at == "reject":
-            # An earlier try of its claim may still arrive, after a beat has changed the row.
-            return self._gives_up(world, number, self.rules.abandons_rejects)
+            return self._rests(world, number, back=me.number)
         if me.unsent:
             return world.put(number, me._replace(at="send", done=False))
         return self._rests(world, number)

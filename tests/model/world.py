@@ -25,6 +25,8 @@ class Thread(NamedTuple):
     again: bool = False
     expired: bool = False
     claim: str | None = None
+    #: A try of its claim was not answered: its lease is not used for another run.
+    spent: bool = False
     fence: Fence = Fence(0)
     #: How the body ends: a state, or the number of a retry.
     value: int = 0

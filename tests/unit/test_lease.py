@@ -192,6 +192,15 @@ def test_an_abandoned_lease_is_neither_trusted_nor_renewed(
     assert leases.acquire() is not lease
 
 
+def test_a_spent_lease_is_renewed_until_it_is_given_back(leases: Leases, ledger: Away) -> None:
+    lease = leases.acquire()
+    lease.spent = True
+    assert lease.trusted_for > 0
+    leases.give_back(lease)
+    assert lease.trusted_for == 0.0
+    assert leases.acquire() is not lease
+
+
 # -- how they end --------------------------------------------------------------------------------
 
 
