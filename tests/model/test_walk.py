@@ -1,6 +1,7 @@
 """Databases go along with the model, statement by statement, on walks at random.
 
-Always the same short walk: `IDEM_TEST_WALK_SEED` takes another, `IDEM_TEST_WALK_STEPS` a longer one.
+Always the same short walk: `IDEM_TEST_WALK_SEED` takes another one, `IDEM_TEST_WALK_STEPS` a longer
+one.
 """
 
 from __future__ import annotations
