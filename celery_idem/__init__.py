@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from celery_idem import signals
 from celery_idem.backfilling import backfill
+from celery_idem.critical import critical_section
 from celery_idem.errors import (
     IdemError,
     ImproperlyConfigured,
@@ -31,13 +32,16 @@ from celery_idem.errors import (
     LedgerError,
     LedgerUnavailable,
     LedgerVersionMismatch,
+    LockLost,
+    LockNotAcquired,
+    LockReentered,
     NoCurrentRun,
     ResultLost,
     RunDead,
 )
 from celery_idem.keys import RunKey
 from celery_idem.ledger import Ledger
-from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Unstamped
+from celery_idem.policy import CatchUp, OnContended, OnCrash, OnDatabaseError, Unstamped
 from celery_idem.run import Run, RunState, current_run
 from celery_idem.scheduler import IdempotentScheduler
 from celery_idem.stamping import StampingMixin
@@ -51,6 +55,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "IdempotentScheduler",
     "StampingMixin",
     "backfill",
+    "critical_section",
     "current_run",
     "signals",
     # What it may look at
@@ -60,6 +65,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "RunState",
     # Policies (their strings are accepted everywhere)
     "CatchUp",
+    "OnContended",
     "OnCrash",
     "OnDatabaseError",
     "Unstamped",
@@ -73,6 +79,9 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "LedgerError",
     "LedgerUnavailable",
     "LedgerVersionMismatch",
+    "LockLost",
+    "LockNotAcquired",
+    "LockReentered",
     "NoCurrentRun",
     "ResultLost",
     "RunDead",

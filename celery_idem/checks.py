@@ -7,7 +7,7 @@ which settings there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,6 +17,10 @@ from celery_idem.policy import Policy
 
 #: A namespace is a part of every run key, which has 255 bytes.
 MAX_NAMESPACE_BYTES = 64
+#: A longer name of a lock is data, not a name.
+MAX_LOCK_BYTES = 1_000
+#: As kombu and Celery's result backends know them.
+REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
 
 P = TypeVar("P", bound=Policy)
 
@@ -76,6 +80,40 @@ def whole(low: int) -> Callable[[str, Any], int]:
     return check
 
 
+def lock_names(setting: str, value: Any) -> tuple[str, ...]:
+    """One name of a lock, or several."""
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, Iterable) or isinstance(value, Mapping | bytes):
+        raise ImproperlyConfigured(setting, value, "it must be a str, or several")
+    names = tuple(value)
+    if not names:
+        raise ImproperlyConfigured(setting, value, "it must be one name at least")
+    for name in names:
+        try:
+            size = len(check_text(name).encode())
+        except InvalidRunKey as exc:
+            raise ImproperlyConfigured(setting, exc.value, exc.reason) from None
+        if size > MAX_LOCK_BYTES:
+            short = f"{name[:80]}..."
+            raise ImproperlyConfigured(
+                setting, short, f"it has {size} bytes, {MAX_LOCK_BYTES} are allowed"
+            )
+    return names
+
+
+def redis_url(setting: str, value: Any) -> str | None:
+    """A URL as Celery's result backends take it, or None."""
+    if value is None:
+        return None
+    scheme = value.partition("://")[0] if isinstance(value, str) and "://" in value else ""
+    if scheme not in REDIS_SCHEMES:
+        known = ", ".join(f"{each}://" for each in REDIS_SCHEMES)
+        shown = hidden(value) if isinstance(value, str) else value
+        raise ImproperlyConfigured(setting, shown, f"it must begin with one of {known}, or be None")
+    return str(value)
+
+
 def flag(setting: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ImproperlyConfigured(setting, value, "it must be True or False")
@@ -116,12 +154,16 @@ def engine_options(setting: str, value: Any) -> Mapping[str, Any]:
     return dict(value)
 
 
+def hidden(url: str) -> str:
+    """A URL without what may be a password."""
+    return f"***@{url.rpartition('@')[2]}" if "@" in url else url
+
+
 def url(setting: str, value: Any) -> str:
     if not isinstance(value, str) or "://" not in value:
         raise ImproperlyConfigured(
             setting,
-            # Without what may be a password.
-            f"***@{value.rpartition('@')[2]}" if isinstance(value, str) and "@" in value else value,
+            hidden(value) if isinstance(value, str) else value,
             "it must be a SQLAlchemy URL, for example postgresql://user@host/name",
         )
     return value

@@ -12,13 +12,21 @@ from typing import Any, NoReturn
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
-from celery_idem import signals
+from celery_idem import signals, skipping
 from celery_idem.aftermath import has_callbacks, tell_when_sent, unsent
-from celery_idem.delivery import Delivery
+from celery_idem.delivery import Delivery, soon
 from celery_idem.ending import Transactions, persist
-from celery_idem.errors import IdemError, LeaseLost, LedgerError, ResultLost
+from celery_idem.errors import (
+    Contended,
+    IdemError,
+    LeaseLost,
+    LedgerError,
+    LockNotAcquired,
+    ResultLost,
+)
 from celery_idem.lease import Lease
 from celery_idem.ledger import Retry as AwaitedRetry
+from celery_idem.policy import OnContended
 from celery_idem.run import Run, RunState
 
 #: Seconds after which a run that its body rejected is published again, if the broker did not.
@@ -60,10 +68,12 @@ class Closing(Delivery):
             self._lose(run, exc)
         if isinstance(exc, Retry) and self.request.is_eager and _detail(exc, "sig") is not None:
             self._await_eager_retry(run, exc)
+        elif isinstance(exc, Contended):
+            self._contended(run, exc)
         elif isinstance(exc, Ignore):
             self._end(run, RunState.SUCCEEDED, f"the body raised {safe_repr(exc)}")
         elif isinstance(exc, Reject) and _detail(exc, "requeue"):
-            self._give_back(run, exc)
+            self._give_back(run, f"the body rejected the message: {_detail(exc, 'reason')}")
         else:
             # A Retry that `Task.retry` did not make has published nothing: nobody would retry it.
             error = f"{type(exc).__name__}: {_text(exc)}"
@@ -76,9 +86,19 @@ class Closing(Delivery):
         self._write(run, lambda: self.ledger.retry(run.key, run.fence, retry))
         signals.retried(self.task, run, run.retries + 1)
 
-    def _give_back(self, run: Run, exc: Reject) -> None:
-        error = f"the body rejected the message: {_detail(exc, 'reason')}"
+    def _contended(self, run: Run, exc: Contended) -> NoReturn:
+        """The run cannot enter a critical section: it comes again, or is skipped."""
+        reason = str(exc)
+        if exc.then == OnContended.SKIP:
+            self._end(run, RunState.SKIPPED, reason)
+            signals.skipped(self.task, run.key, reason)
+            raise skipping.Skipped(reason)
+        self._give_back(run, reason)
+        if self.request.is_eager:
+            raise LockNotAcquired(exc.name, exc.waited) from None
+        self._put_back(run.key, soon(), reason)
 
+    def _give_back(self, run: Run, error: str) -> None:
         def write() -> None:
             if not self.ledger.give_back(run.key, run.fence, error, GRACE):
                 raise LeaseLost(run.key.text, run.fence, "it was taken over")

@@ -60,6 +60,8 @@ class Settings:
     database_schema: str | None = _setting(None, checks.text)
     #: Create the tables at first use if they are absent.
     create_tables: bool = _setting(True, checks.flag)
+    #: A Redis that keeps contention for locks away from the database; None: the database alone.
+    redis_url: str | None = _setting(None, checks.redis_url)
     #: First part of every run key: two apps that share a database need two of them.
     namespace: str = _setting("celery", checks.namespace)
     #: Seconds for which an owner that was not heard of keeps its run.

@@ -8,6 +8,7 @@ Must not know any other module of the package.
 
 from __future__ import annotations
 
+from celery.exceptions import Ignore
 from celery.exceptions import ImproperlyConfigured as CeleryImproperlyConfigured
 
 #: Characters of a value that are shown.
@@ -144,6 +145,58 @@ class RunDead(IdemError):
 
     def __str__(self) -> str:
         return f"run {self.key} is dead: {self.reason}"
+
+
+class LockNotAcquired(IdemError):
+    """A critical section could not be entered, as somebody else holds its lock."""
+
+    def __init__(self, name: str, waited: float = 0.0) -> None:
+        super().__init__(name, waited)
+        self.name = name
+        self.waited = waited
+
+    def __str__(self) -> str:
+        waited = f" after {self.waited:g} s" if self.waited else ""
+        return f"lock {self.name!r} is not free{waited}"
+
+
+class Contended(LockNotAcquired, Ignore):
+    """`LockNotAcquired` in a run that is to be put back or skipped over it.
+
+    An `Ignore`, as ``autoretry_for`` lets these alone: a retry would cost one.
+
+    Attributes:
+        then: what becomes of the run, a value of `celery_idem.policy.OnContended`.
+    """
+
+    def __init__(self, name: str, waited: float, then: str) -> None:
+        super().__init__(name, waited)
+        self.args = (name, waited, then)
+        self.then = then
+
+
+class LockLost(IdemError):
+    """A lock is no longer held for certain: somebody else may have it."""
+
+    def __init__(self, name: str, fence: int, reason: str) -> None:
+        super().__init__(name, fence, reason)
+        self.name = name
+        self.fence = fence
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"lock {self.name!r} is no longer held at fence {self.fence}: {self.reason}"
+
+
+class LockReentered(IdemError):
+    """A critical section was entered again by the one who is in it: it would wait for itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"lock {self.name!r} is held by the caller already: locks are not reentrant"
 
 
 class NoCurrentRun(IdemError, LookupError):

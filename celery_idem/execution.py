@@ -30,6 +30,7 @@ from celery_idem.errors import (
 )
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
+from celery_idem.locking import section_of
 from celery_idem.policy import OnCrash, OnDatabaseError
 from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunRow, RunState
 
@@ -111,6 +112,7 @@ class Execution(Closing):
             books=Transactions(
                 self.task, self.ledger, self.settings.lease, has_callbacks(self.request)
             ),
+            locks=self.member.locks,
             entry=self.stamp.entry if self.stamp else None,
             task_id=self.request.id,
         )
@@ -123,12 +125,15 @@ class Execution(Closing):
         try:
             yield
         finally:
-            if run.ended:
-                self.leases.give_back(lease)
-            else:
-                # The thread is torn out of the body (a hard stop), or an ending could not be
-                # written: what the lease owns must become free, which a renewed one does not.
-                self.leases.abandon(lease)
+            try:
+                self.member.locks.release_all(lease)
+            finally:
+                if run.ended:
+                    self.leases.give_back(lease)
+                else:
+                    # The thread is torn out of the body (a hard stop), or an ending could not be
+                    # written: what the lease owns must become free, which a renewed one does not.
+                    self.leases.abandon(lease)
 
     def _run(self, run: Run, taken_over: bool, args: Any, kwargs: Any) -> Any:
         token = CURRENT.set(run)
@@ -138,7 +143,8 @@ class Execution(Closing):
             signals.claimed(self.task, run, taken_over)
             if self.task._idem_track_started:
                 self._store_started()
-            result = self.task.run(*args, **kwargs)
+            with section_of(self.task._idem_lock, args, kwargs):
+                result = self.task.run(*args, **kwargs)
         except Exception as exc:
             self._ended_by(run, exc)
             raise

@@ -98,6 +98,8 @@ class Leases:
         self.ledger = make_ledger()
         self.seconds = seconds
         self.kind = kind
+        #: Called by the heartbeat after each renewal; they must not raise.
+        self.followers: list[Callable[[], None]] = []
         self._make_ledger = make_ledger
         self._clock = clock
         self._reset()
@@ -169,6 +171,8 @@ class Leases:
             leases = [*self._idle, *self._held]
         if leases:
             self._renew(leases, ledger)
+        for follow in self.followers:
+            follow()
 
     def _renew(self, leases: list[Lease], ledger: Ledger) -> None:
         wanted = [lease for lease in leases if not (lease.lost or lease.abandoned)]

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from celery import Celery
+from celery.app import backends
 from celery.signals import worker_process_shutdown, worker_shutdown
 
 from celery_idem import signals
 from celery_idem.config import DEFAULT_DATABASE_URL, Settings
 from celery_idem.lease import Leases, close_all
 from celery_idem.ledger import Ledger
+from celery_idem.lock import Locks
+from celery_idem.lock.redis import TIMEOUT
 
 
 class Member:
@@ -27,6 +31,7 @@ class Member:
         self.settings = settings
         self.pid = os.getpid()
         self.leases = Leases(self.make_ledger, settings.lease)
+        self.locks = Locks(self.leases, settings.namespace, _connector(app, settings.redis_url))
         self._announced: set[str] = set()
         if settings.database_url == DEFAULT_DATABASE_URL:
             signals.default_database(DEFAULT_DATABASE_URL)
@@ -71,6 +76,25 @@ def make_ledger(settings: Settings) -> Ledger:
         engine_options=settings.database_engine_options,
         create_tables=settings.create_tables,
     )
+
+
+def _connector(app: Celery, url: str | None) -> Callable[[], Any] | None:
+    """What makes a client of the Redis at `url`."""
+    if url is None:
+        return None
+    # The app is the key by which its member is found: nothing of the member may keep it.
+    known = ref(app)
+
+    def connect() -> Any:
+        app: Any = known()
+        # Celery knows what may be in such a URL: sockets, TLS, the hosts of a Sentinel.
+        by_url: Any = backends.by_url
+        backend, rest = by_url(url, app.loader)
+        made = backend(app=app, url=rest)
+        made.connparams.update(socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
+        return made.client
+
+    return connect
 
 
 _MEMBERS: WeakKeyDictionary[Celery, Member] = WeakKeyDictionary()

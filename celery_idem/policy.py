@@ -46,6 +46,17 @@ class OnDatabaseError(Policy):
     RUN = "run"
 
 
+class OnContended(Policy):
+    """What happens to a run whose critical section is somebody else's."""
+
+    #: Its message comes again in a few seconds; no retry and no attempt is counted.
+    RETRY = "retry"
+    #: It is not executed: its row becomes ``skipped``, with the name of the lock.
+    SKIP = "skip"
+    #: `LockNotAcquired` is raised in its body.
+    RAISE = "raise"
+
+
 class Unstamped(Policy):
     """What a worker does with a message that carries no run key."""
 

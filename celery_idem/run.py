@@ -59,7 +59,7 @@ TRANSITIONS: dict[RunState | None, frozenset[RunState]] = {
     _S.SCHEDULED: frozenset({_S.EMITTED, _S.RUNNING, _S.SKIPPED}),
     _S.EMITTED: frozenset({_S.RUNNING, _S.SKIPPED}),
     _S.RUNNING: frozenset(
-        {_S.RUNNING, _S.SCHEDULED, _S.RETRYING, _S.SUCCEEDED, _S.FAILED, _S.DEAD}
+        {_S.RUNNING, _S.SCHEDULED, _S.RETRYING, _S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.SKIPPED}
     ),
     _S.RETRYING: frozenset({_S.RUNNING, _S.SKIPPED}),
     _S.SUCCEEDED: frozenset(),
@@ -223,6 +223,8 @@ class Run:
     retries: int
     tenure: Tenure
     books: Books | None = field(default=None, repr=False)
+    #: Where its body takes locks (`celery_idem.lock.Locks`).
+    locks: object = field(default=None, repr=False)
     entry: str | None = None
     task_id: str | None = None
     #: The claim was ended by a retry, a hand-back or a transaction: nothing more may be written.

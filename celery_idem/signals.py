@@ -6,6 +6,7 @@ is a `celery.utils.dispatch.Signal`; connect to it as to Celery's own. Must not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery.utils.dispatch import Signal
@@ -263,6 +264,30 @@ def unstamped(entry: object, error: BaseException) -> None:
 def lease_lost(lease_id: str, reason: str) -> None:
     """What this lease owned may be taken over."""
     logger.warning("Lease %s is lost: %s", lease_id, reason, extra={"action": "lease_lost"})
+
+
+def lock_lost(names: Sequence[str], reason: str) -> None:
+    """A critical section has ended when somebody else may have been in it already."""
+    logger.warning(
+        "Lock %s was lost before it was released: %s",
+        ", ".join(names),
+        reason,
+        extra={"action": "lock_lost"},
+    )
+
+
+def redis_lost(error: BaseException) -> None:
+    """Redis does not answer; logged once until it does."""
+    logger.warning(
+        "Locks: Redis does not answer, the ledger alone decides: %s",
+        error,
+        extra={"action": "redis_lost"},
+    )
+
+
+def redis_found() -> None:
+    """Redis answers again."""
+    logger.warning("Locks: Redis answers again", extra={"action": "redis_found"})
 
 
 def default_database(url: str) -> None:

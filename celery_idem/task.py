@@ -22,6 +22,7 @@ from celery_idem.ending import persist
 from celery_idem.errors import IdemError
 from celery_idem.execution import Execution
 from celery_idem.ledger import Retry as AwaitedRetry
+from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
 from celery_idem.run import CURRENT, Run
 from celery_idem.steps import IdempotentWorker
@@ -62,10 +63,15 @@ class IdempotentTask(BaseTask):
     on_database_error: str | None = None
     unstamped: str | None = None
 
+    #: The critical section that a body is: a template over its arguments (``"stock:{sku}"``),
+    #: several, a callable, or `celery_idem.critical_section` of templates.
+    idem_lock: Any = None
+
     #: Tells a scheduler, which does not know this class, that the task's slots are claimed.
     idem_claims = True
 
     _idem_track_started = False
+    _idem_lock: TaskLock | None = None
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -79,6 +85,7 @@ class IdempotentTask(BaseTask):
         owner = f"task {cls.name}"
         for name in OPTIONS:
             option(owner, name, getattr(cls, name), None)
+        cls._idem_lock = lock_of(cls)
         check_names(owner, cls._own_attributes(), OPTIONS)
         # Of a worker alone: whoever only publishes needs no database.
         app.steps["worker"].add(IdempotentWorker)

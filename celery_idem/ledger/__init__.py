@@ -2,7 +2,7 @@
 
 Owns what is put together from the verbs of the ledger, each of which is one guarded statement: it
 stands here, so that every store behaves alike and a model can step through it. The verbs themselves
-are in `verbs` (owners) and `beats` (beats and readers).
+are in `verbs` (owners), `beats` (beats and readers) and `lock_verbs` (named locks).
 
 Authority
     The row of a run decides. A run in state ``running`` names a lease; whoever wants the run must
@@ -31,6 +31,7 @@ from typing import Any
 from celery_idem.errors import LeaseLost, LedgerUnavailable, ResultLost
 from celery_idem.keys import RunKey
 from celery_idem.ledger.beats import BeatVerbs
+from celery_idem.ledger.lock_verbs import LockRequest, LockRow, LockVerbs, Taken
 from celery_idem.ledger.records import (
     HANDOVER,
     LAPSE,
@@ -57,10 +58,13 @@ __all__ = [
     "LeaseCount",
     "Ledger",
     "LiveBeat",
+    "LockRequest",
+    "LockRow",
     "NewSlot",
     "Owner",
     "Pause",
     "Retry",
+    "Taken",
     "Unsent",
     "check_closing",
     "claimable",
@@ -71,7 +75,7 @@ __all__ = [
 _ROUNDS = 20
 
 
-class Ledger(OwnerVerbs, BeatVerbs):
+class Ledger(OwnerVerbs, BeatVerbs, LockVerbs):
     """The tables that record runs, and the only way to change them.
 
     Make one with `Ledger.from_url`. Safe to share between threads; a forked process opens its own

@@ -15,13 +15,14 @@ from typing import Any
 from celery_idem.errors import LedgerError
 from celery_idem.keys import RunKey
 from celery_idem.ledger.memory_emission import EmissionInMemory
+from celery_idem.ledger.memory_locks import LocksInMemory
 from celery_idem.ledger.memory_tables import LeaseInMemory, RunInMemory, new_row
 from celery_idem.ledger.records import Owner, Retry, Unsent, claimable
 from celery_idem.ledger.rows import cut
 from celery_idem.run import ClaimRequest, RunRow, RunState
 
 
-class MemoryLedger(EmissionInMemory):
+class MemoryLedger(EmissionInMemory, LocksInMemory):
     """See `celery_idem.ledger.Ledger`. `clock` stands for the database's clock."""
 
     # -- leases ---------------------------------------------------------------------------------

@@ -28,6 +28,14 @@ class LeaseInMemory:
 
 
 @dataclass(slots=True)
+class SeatInMemory:
+    fence: int
+    lease_id: str | None
+    claim_id: str | None
+    ends_at: datetime | None = None
+
+
+@dataclass(slots=True)
 class EntryInMemory:
     active_since: datetime
     last_seen_at: datetime
@@ -40,6 +48,8 @@ class Tables:
 
     runs: dict[RunKey, RunInMemory] = field(default_factory=dict)
     leases: dict[str, LeaseInMemory] = field(default_factory=dict)
+    #: By stored name and number.
+    seats: dict[tuple[str, int], SeatInMemory] = field(default_factory=dict)
     entries: dict[tuple[str, str], EntryInMemory] = field(default_factory=dict)
     #: By stored name; with the namespace.
     pauses: dict[str, tuple[str, Pause]] = field(default_factory=dict)

@@ -61,6 +61,11 @@ def entry_name(namespace: str, entry: str) -> str:
     return shorten(f"{namespace}:{entry}")
 
 
+def lock_name(namespace: str, name: str) -> str:
+    """The stored name of a lock."""
+    return shorten(f"{namespace}:{name}")
+
+
 def task_name(namespace: str, name: str) -> str:
     """The stored name of a task that claims."""
     return shorten(f"{namespace}:{name}")

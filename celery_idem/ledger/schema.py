@@ -213,6 +213,24 @@ leases = Table(
     **MYSQL_OPTIONS,
 )
 
+locks = Table(
+    f"{PREFIX}locks",
+    metadata,
+    #: Namespace and name of a lock, shortened like a run key.
+    Column("name", KeyText(MAX_STORED_BYTES), primary_key=True),
+    #: From 0; more than one for a lock that several may hold at once.
+    Column("seat", Integer(), primary_key=True, autoincrement=False),
+    Column("fence", BigInteger(), nullable=False),
+    #: Of the holder; null once it was released.
+    Column("lease_id", KeyText(40)),
+    #: Of the last taking.
+    Column("claim_id", KeyText(40)),
+    Column("taken_at", UtcDateTime(), nullable=False),
+    #: Free from then on, whatever its holder does; null if only its lease counts.
+    Column("ends_at", UtcDateTime()),
+    **MYSQL_OPTIONS,
+)
+
 entries = Table(
     f"{PREFIX}entries",
     metadata,

@@ -24,6 +24,7 @@ from celery_idem.ledger import statements as sql
 from celery_idem.ledger.database import Answer, Database
 from celery_idem.ledger.dialects import db_now, returns_rows
 from celery_idem.ledger.emission import EmissionSql
+from celery_idem.ledger.locks import LocksSql
 from celery_idem.ledger.migrations import ensure_current
 from celery_idem.ledger.reading import READ
 from celery_idem.ledger.rows import cut, history_line, line_id, micros, named, run_row
@@ -32,7 +33,7 @@ from celery_idem.ledger.transactions import TransactionSql
 from celery_idem.run import Claim, ClaimRequest, RunRow, RunState
 
 
-class SqlLedger(EmissionSql, TransactionSql):
+class SqlLedger(EmissionSql, TransactionSql, LocksSql):
     """See `celery_idem.ledger.Ledger`; the tables are prepared at first use in each process."""
 
     def __init__(

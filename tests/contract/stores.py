@@ -19,7 +19,7 @@ from celery_idem.keys import RunKey
 from celery_idem.ledger import Ledger, NewSlot, Owner, Retry
 from celery_idem.ledger.memory import MemoryLedger
 from celery_idem.ledger.memory_tables import Tables
-from celery_idem.ledger.schema import entries, leases, metadata, runs
+from celery_idem.ledger.schema import entries, leases, locks, metadata, runs
 from celery_idem.ledger.sql import SqlLedger
 from celery_idem.run import Claim, ClaimOutcome, ClaimRequest, RunRow, RunState
 
@@ -103,6 +103,7 @@ class Store:
         self._move(leases, leases.c.expires_at, seconds)
         self._move(runs, runs.c.next_emit_at, seconds)
         self._move(entries, entries.c.last_seen_at, seconds)
+        self._move(locks, locks.c.ends_at, seconds)
 
     def tick(self) -> None:
         """Return when the ledger's clock has moved on."""

@@ -1,4 +1,4 @@
-"""The first tables: runs, leases, entries, pauses, tasks and history.
+"""The first tables: runs, leases, locks, entries, pauses, tasks and history.
 
 Types and options are those of `celery_idem.ledger.schema`; names, lengths and what is null are
 written out here, as this script must go on making the tables of its version.
@@ -24,6 +24,7 @@ P = "celery_idem_"
 def upgrade() -> None:
     _runs()
     _leases()
+    _locks()
     _entries()
     _pauses()
     _tasks()
@@ -31,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for name in ("history", "tasks", "pauses", "entries", "leases", "runs"):
+    for name in ("history", "tasks", "pauses", "entries", "locks", "leases", "runs"):
         op.drop_table(f"{P}{name}", if_exists=True)
 
 
@@ -78,6 +79,19 @@ def _leases() -> None:
         sa.Column("namespace", KeyText(255)),
         sa.Column("started_at", UtcDateTime(), nullable=False),
         sa.Column("expires_at", UtcDateTime(), nullable=False),
+    )
+
+
+def _locks() -> None:
+    _table(
+        "locks",
+        sa.Column("name", KeyText(255), primary_key=True),
+        sa.Column("seat", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("lease_id", KeyText(40)),
+        sa.Column("claim_id", KeyText(40)),
+        sa.Column("taken_at", UtcDateTime(), nullable=False),
+        sa.Column("ends_at", UtcDateTime()),
     )
 
 

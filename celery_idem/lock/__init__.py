@@ -1,0 +1,291 @@
+"""Named locks for critical sections, which let in nobody too many.
+
+Owns taking, holding, waiting for and giving back locks in one process.
+
+Authority
+    Rows of ``locks``: one guarded statement takes a seat, and gives the fence. Redis, where there
+    is one, only turns away those who would ask in vain (`celery_idem.lock.redis`).
+States
+    taken; released; *lost* (its lease is not trusted any more, or ``max_hold`` is over).
+Trust window
+    That of the lease under which the lock is held: the run's own in a task's body. With
+    ``max_hold`` it ends so many seconds after the lock was asked for, by the holder's clock; by the
+    database's, a little later.
+Term
+    A lock is free when it was released, when its lease is gone, or when ``max_hold`` is over.
+Failures
+    No answer from Redis: the row alone decides. No answer from the ledger: the lock may be held
+    under the lease, which is therefore spent (`celery_idem.lease`).
+
+Must not know tasks, runs or Celery.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from uuid import uuid4
+
+from celery_idem import signals
+from celery_idem.clock import SYSTEM
+from celery_idem.errors import LedgerError, LockLost, LockReentered
+from celery_idem.lease import Lease, Leases
+from celery_idem.ledger import LockRequest, Taken
+from celery_idem.ledger.rows import lock_name
+from celery_idem.lock.redis import RedisFilter
+
+#: The part of ``max_hold`` after which others may get in: the clocks of holder and database drift.
+DRIFT = 0.01
+#: Seconds for which a name that Redis calls held is not asked for in the ledger again: Redis may
+#: remember a holder who is dead.
+DOUBT = 1.0
+#: Seconds between two looks of one who waits: the first, which doubles, and the longest.
+PAUSE, LONGEST_PAUSE = 0.02, 0.5
+#: Names of which it is remembered when they were last asked for.
+_MOST_NAMES = 10_000
+
+#: Stored names of what this thread (or greenlet, or context) holds.
+_HELD: ContextVar[frozenset[str]] = ContextVar("celery_idem_held", default=frozenset())
+
+
+class Lock:
+    """What `critical_section` gives: locks that its block holds.
+
+    Attributes:
+        names: in the order in which they were taken.
+        fences: by name. Each is larger than those of all earlier holders (of the same seat, if
+            several may hold the lock at once): a store that remembers the largest one it has seen
+            can refuse late writes.
+    """
+
+    def __init__(
+        self, taken: dict[str, Taken], lease: Lease, max_hold: float | None, started: float
+    ) -> None:
+        self.names = tuple(taken)
+        self.fences = {name: it.fence for name, it in taken.items()}
+        self.taken = taken
+        self.lease = lease
+        self._ends_at = None if max_hold is None else started + max_hold
+        self._released = False
+
+    @property
+    def fence(self) -> int:
+        """The fence of a single lock.
+
+        Raises:
+            ValueError: there are several; ask `fences`.
+        """
+        if len(self.fences) != 1:
+            raise ValueError(f"{len(self.fences)} locks are held here: ask fences[name]")
+        return next(iter(self.fences.values()))
+
+    @property
+    def trusted_for(self) -> float:
+        """Seconds for which the locks are held for certain; 0.0: no longer."""
+        if self._released:
+            return 0.0
+        left = self.lease.trusted_for
+        if self._ends_at is not None:
+            left = min(left, self._ends_at - SYSTEM.elapsed())
+        return max(0.0, left)
+
+    @property
+    def lost(self) -> bool:
+        """True once somebody else may hold one of the locks."""
+        return self.trusted_for <= 0
+
+    def check(self) -> None:
+        """Raise `LockLost` unless the locks are held for certain."""
+        if self.lost:
+            raise LockLost(self.names[0], self.fences[self.names[0]], self._reason())
+
+    def _reason(self) -> str:
+        if self._released:
+            return "it was released"
+        if self.lease.trusted_for <= 0:
+            return "its lease was not renewed in time"
+        return "it was held for longer than max_hold"
+
+    def released(self) -> None:
+        """Nothing is held any more."""
+        self._released = True
+
+    def __repr__(self) -> str:
+        return f"<Lock {', '.join(self.names)} trusted_for={self.trusted_for:.3f}>"
+
+
+class Locks:
+    """The locks that this process holds.
+
+    Arguments:
+        leases: under which they are held.
+        namespace: first part of every stored name.
+        connect: makes a client of Redis; None if there is no Redis.
+    """
+
+    def __init__(
+        self, leases: Leases, namespace: str, connect: Callable[[], object] | None = None
+    ) -> None:
+        self.leases = leases
+        self._namespace = namespace
+        self._redis = RedisFilter(connect) if connect else None
+        # One of its own, as under gevent the heartbeat is another thread of the operating system.
+        self._beats = RedisFilter(connect) if connect else None
+        self._held: dict[str, list[Lock]] = {}
+        self._asked: dict[str, float] = {}
+        self._guard = threading.Lock()
+        leases.followers.append(self._extend)
+
+    # -- for the thread that wants them ----------------------------------------------------------
+
+    def acquire(
+        self,
+        names: Sequence[str],
+        lease: Lease,
+        *,
+        wait: float = 0.0,
+        max_hold: float | None = None,
+        seats: int = 1,
+    ) -> Lock | str:
+        """All of these locks, or the name of one that is not free.
+
+        Raises:
+            LockReentered: the caller holds one of them.
+            LedgerError: the ledger did not answer.
+        """
+        names = sorted(set(names))
+        for name in names:
+            if self._stored(name) in _HELD.get():
+                raise LockReentered(name)
+        until, pause = SYSTEM.elapsed() + wait, PAUSE
+        while True:
+            started = SYSTEM.elapsed()
+            found = self._take_all(names, lease, max_hold, seats)
+            if not isinstance(found, str):
+                return self._hold(Lock(found, lease, max_hold, started))
+            left = until - SYSTEM.elapsed()
+            if left <= 0:
+                return found
+            pause = self._wait(found, left, pause, seats)
+
+    def release(self, lock: Lock) -> None:
+        """Give locks back; one that cannot be given back is free when its lease has ended."""
+        with self._guard:
+            held = self._held.get(lock.lease.id, [])
+            if lock not in held:
+                return
+            held.remove(lock)
+            if not held:
+                del self._held[lock.lease.id]
+        _HELD.set(_HELD.get() - {it.name for it in lock.taken.values()})
+        if lock.lost:
+            signals.lock_lost(lock.names, lock._reason())
+        lock.released()
+        self._give_back(lock.taken, lock.lease)
+
+    def release_all(self, lease: Lease) -> None:
+        """The body under this lease is over."""
+        for lock in list(self._held.get(lease.id, ())):
+            self.release(lock)
+
+    # -- taking ----------------------------------------------------------------------------------
+
+    def _hold(self, lock: Lock) -> Lock:
+        with self._guard:
+            self._held.setdefault(lock.lease.id, []).append(lock)
+        _HELD.set(_HELD.get() | {it.name for it in lock.taken.values()})
+        return lock
+
+    def _take_all(
+        self, names: Sequence[str], lease: Lease, max_hold: float | None, seats: int
+    ) -> dict[str, Taken] | str:
+        taken: dict[str, Taken] = {}
+        try:
+            for name in names:
+                found = self._take(self._stored(name), lease, max_hold, seats)
+                if found is None:
+                    self._give_back(taken, lease)
+                    return name
+                taken[name] = found
+        except BaseException:
+            # One may be held, as far as is known here.
+            lease.spent = True
+            self._give_back(taken, lease)
+            raise
+        return taken
+
+    def _take(self, stored: str, lease: Lease, max_hold: float | None, seats: int) -> Taken | None:
+        # Redis keeps one key for a name: no help where several may hold it.
+        redis = self._redis if seats == 1 else None
+        admitted = redis.claim(stored, lease.id, self.leases.seconds) if redis else None
+        if admitted is False and not self._may_doubt(stored):
+            return None
+        taken = self.leases.ledger.take(
+            LockRequest(
+                stored,
+                lease.id,
+                uuid4().hex,
+                seats,
+                None if max_hold is None else max_hold * (1 + DRIFT),
+                random.randrange(seats),
+            )
+        )
+        if redis and taken is None and admitted:
+            redis.release(stored, lease.id)
+        elif redis and taken is not None and admitted is False:
+            redis.put(stored, lease.id, self.leases.seconds)
+        return taken
+
+    def _may_doubt(self, stored: str) -> bool:
+        """Whether the ledger is to be asked although Redis calls the lock held."""
+        now = SYSTEM.elapsed()
+        with self._guard:
+            if now < self._asked.get(stored, -DOUBT) + DOUBT:
+                return False
+            if len(self._asked) >= _MOST_NAMES:
+                self._asked.clear()
+            self._asked[stored] = now
+            return True
+
+    def _wait(self, name: str, left: float, pause: float, seats: int) -> float:
+        """Wait for a moment in which the lock may be free; the next pause."""
+        if left >= 1 and seats == 1 and self._redis and self._redis.listen(self._stored(name)):
+            return PAUSE
+        time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+        return min(2 * pause, LONGEST_PAUSE)
+
+    def _stored(self, name: str) -> str:
+        return lock_name(self._namespace, name)
+
+    # -- giving back -----------------------------------------------------------------------------
+
+    def _give_back(self, taken: dict[str, Taken], lease: Lease) -> None:
+        for it in reversed(taken.values()):
+            try:
+                self.leases.ledger.release_seat(it)
+            except LedgerError as exc:
+                lease.spent = True
+                signals.ledger_lost(f"Lock {it.name} is free only when its lease has ended", exc)
+            except BaseException:
+                lease.spent = True
+                raise
+            if self._redis:
+                self._redis.release(it.name, lease.id)
+
+    def _extend(self) -> None:
+        """After the leases were renewed."""
+        with self._guard:
+            held = [lock for locks in self._held.values() for lock in locks]
+        for lock in held:
+            if self._beats and not lock.lost:
+                for it in lock.taken.values():
+                    self._beats.extend(it.name, lock.lease.id, self.leases.seconds)
+
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        for redis in (self._redis, self._beats):
+            if redis:
+                redis.close()
