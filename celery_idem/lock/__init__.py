@@ -154,6 +154,7 @@ class Locks:
 
         Raises:
             LockReentered: the caller holds one of them.
+            LockLost: they were taken, but too late to be held for certain.
             LedgerError: the ledger did not answer.
         """
         names = sorted(set(names))
@@ -165,7 +166,7 @@ class Locks:
             started = SYSTEM.elapsed()
             found = self._take_all(names, lease, max_hold, seats)
             if not isinstance(found, str):
-                return self._hold(Lock(found, lease, max_hold, started))
+                return self._enter(Lock(found, lease, max_hold, started))
             left = until - SYSTEM.elapsed()
             if left <= 0:
                 return found
@@ -193,7 +194,11 @@ class Locks:
 
     # -- taking ----------------------------------------------------------------------------------
 
-    def _hold(self, lock: Lock) -> Lock:
+    def _enter(self, lock: Lock) -> Lock:
+        if lock.lost:
+            # The ledger was slow to answer: others may be in before the block begins.
+            self._give_back(lock.taken, lock.lease)
+            lock.check()
         with self._guard:
             self._held.setdefault(lock.lease.id, []).append(lock)
         _HELD.set(_HELD.get() | {it.name for it in lock.taken.values()})

@@ -86,11 +86,11 @@ def test_a_section_is_left_by_an_exception(app: Celery) -> None:
 
 
 def test_a_function_can_be_a_section(app: Celery) -> None:
-    @section(app)
     def count(number: int) -> int:
         assert is_held(app)
         return number + 1
 
+    count = section(app)(count)
     assert [count(1), count(2)] == [2, 3]
 
 
@@ -128,7 +128,7 @@ def test_opposite_orders_do_not_deadlock(app: Celery) -> None:
     def move(index: int) -> int:
         names = ["a", "b"] if index % 2 else ["b", "a"]
         with section(app, names, wait=60) as lock:
-            return lock.fences["a"]
+            return int(lock.fences["a"])
 
     assert len(set(in_threads(6, move))) == 6
 

@@ -119,6 +119,7 @@ def test_options_of_a_section_are_kept(app: Celery) -> None:
     @app.task(base=IdempotentTask, idem_lock=section, shared=False)
     def sell(sku: str) -> None: ...
 
+    assert sell._idem_lock is not None
     made = sell._idem_lock.section(("a",), {})
     assert (made.wait, made.max_hold, made.concurrency, str(made.on_contended)) == (1, 2, 3, "skip")
 
