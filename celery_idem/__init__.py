@@ -41,7 +41,14 @@ from celery_idem.errors import (
 )
 from celery_idem.keys import RunKey
 from celery_idem.ledger import Ledger
-from celery_idem.policy import CatchUp, OnContended, OnCrash, OnDatabaseError, Unstamped
+from celery_idem.policy import (
+    CatchUp,
+    OnContended,
+    OnCrash,
+    OnDatabaseError,
+    Overlap,
+    Unstamped,
+)
 from celery_idem.run import Run, RunState, current_run
 from celery_idem.scheduler import IdempotentScheduler
 from celery_idem.stamping import StampingMixin
@@ -68,6 +75,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "OnContended",
     "OnCrash",
     "OnDatabaseError",
+    "Overlap",
     "Unstamped",
     # Errors
     "IdemError",

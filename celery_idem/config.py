@@ -20,7 +20,7 @@ from celery import Celery
 
 from celery_idem import checks
 from celery_idem.errors import ImproperlyConfigured
-from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Unstamped
+from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Overlap, Unstamped
 
 PREFIX = "idem_"
 
@@ -74,6 +74,8 @@ class Settings:
     catchup_window: float = _setting(86_400.0, checks.seconds(0, 366 * 86_400))
     #: Seconds after its instant within which a slot must be started, or else it is skipped.
     start_deadline: float | None = _setting(None, checks.seconds_or_none(1, 366 * 86_400))
+    #: What happens to a slot whose entry's earlier run goes on.
+    overlap: Overlap = _setting(Overlap.ALLOW, checks.choice(Overlap))
     #: Seconds over which the starts of an entry's slots are spread; the slots stay as they are.
     jitter: float = _setting(0.0, checks.seconds(0, 86_400))
     #: A run that has failed pauses its entry of the schedule.

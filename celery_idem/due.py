@@ -20,6 +20,7 @@ from celery_idem.config import Settings
 from celery_idem.entry import checked, own_options
 from celery_idem.errors import ImproperlyConfigured
 from celery_idem.keys import EPOCH, RunKey, Stamp
+from celery_idem.policy import Overlap
 
 #: Longer messages (characters) are not kept: some databases refuse them.
 LONGEST_MESSAGE = 1_000_000
@@ -37,6 +38,7 @@ class Due:
         deadline: when it is too late to start it: by ``expires`` or by ``start_deadline``.
         start_by: the latter, where the worker learns it from the stamp.
         pause_on_failure: a failure of the run pauses the entry.
+        overlap: what becomes of it if an earlier run of the entry goes on.
     """
 
     entry: Any
@@ -51,6 +53,7 @@ class Due:
     message: str | None = None
     start_by: datetime | None = None
     pause_on_failure: bool = False
+    overlap: Overlap = Overlap.ALLOW
     eta: datetime | None = None
 
     @classmethod
@@ -114,6 +117,7 @@ class Due:
             delay=messages.seconds_until(options.get("countdown"), options.get("eta"))
             + (offset if eta else 0.0),
             pause_on_failure=own.pause_on_failure,
+            overlap=own.overlap,
             eta=eta,
         )
 
@@ -137,7 +141,7 @@ class Due:
         With a copy of the headers: Celery copies options without what is in them, and writes a
         header of its own there.
         """
-        stamp = Stamp(self.key, self.name, self.pause_on_failure, self.start_by)
+        stamp = Stamp(self.key, self.name, self.pause_on_failure, self.start_by, self.overlap)
         headers = stamp.write(self.options.get("headers"), self.task, settings.signing_key)
         return {**self.options, "headers": headers, "task_id": self.key.task_id}
 

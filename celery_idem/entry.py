@@ -14,7 +14,7 @@ from celery.beat import ScheduleEntry
 
 from celery_idem.config import Settings, check_names, no_option, option
 from celery_idem.errors import ImproperlyConfigured
-from celery_idem.policy import CatchUp
+from celery_idem.policy import CatchUp, Overlap
 
 
 class Options(NamedTuple):
@@ -26,6 +26,7 @@ class Options(NamedTuple):
     catchup: Any = None
     catchup_window: Any = None
     start_deadline: Any = None
+    overlap: Any = None
     jitter: Any = None
     pause_on_failure: Any = None
 
@@ -36,6 +37,7 @@ class Checked(NamedTuple):
     catchup: CatchUp
     catchup_window: float
     start_deadline: float | None
+    overlap: Overlap
     jitter: float
     pause_on_failure: bool
 
@@ -57,6 +59,7 @@ class Entry(ScheduleEntry):
         catchup: the setting ``idem_catchup`` for this entry.
         catchup_window: the setting ``idem_catchup_window`` for this entry, in seconds.
         start_deadline: the setting ``idem_start_deadline`` for this entry, in seconds.
+        overlap: the setting ``idem_overlap`` for this entry.
         jitter: the setting ``idem_jitter`` for this entry, in seconds.
         pause_on_failure: the setting ``idem_pause_on_failure`` for this entry.
 
@@ -70,6 +73,7 @@ class Entry(ScheduleEntry):
     catchup: Any = None
     catchup_window: Any = None
     start_deadline: Any = None
+    overlap: Any = None
     jitter: Any = None
     pause_on_failure: Any = None
 
@@ -79,6 +83,7 @@ class Entry(ScheduleEntry):
         catchup: Any = None,
         catchup_window: Any = None,
         start_deadline: Any = None,
+        overlap: Any = None,
         jitter: Any = None,
         pause_on_failure: Any = None,
         **kwargs: Any,
@@ -87,7 +92,9 @@ class Entry(ScheduleEntry):
         for unknown in sorted(kwargs.keys() - _TAKEN):
             raise no_option(f"entry {name!r}", unknown, kwargs[unknown], _KNOWN)
         super().__init__(*args, **kwargs)
-        self._set(Options(catchup, catchup_window, start_deadline, jitter, pause_on_failure))
+        self._set(
+            Options(catchup, catchup_window, start_deadline, overlap, jitter, pause_on_failure)
+        )
         options = dict(self.options or {})
         check_names(f"entry {name!r}", options, OPTIONS)
         if not options.keys().isdisjoint(OPTIONS):

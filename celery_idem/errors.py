@@ -167,12 +167,17 @@ class Contended(LockNotAcquired, Ignore):
 
     Attributes:
         then: what becomes of the run, a value of `celery_idem.policy.OnContended`.
+        why: the reason for people, where it is not the lock alone.
     """
 
-    def __init__(self, name: str, waited: float, then: str) -> None:
+    def __init__(self, name: str, waited: float, then: str, why: str = "") -> None:
         super().__init__(name, waited)
-        self.args = (name, waited, then)
+        self.args = (name, waited, then, why)
         self.then = then
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why or super().__str__()
 
 
 class LockLost(IdemError):

@@ -31,6 +31,7 @@ from celery_idem.errors import (
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.locking import section_of
+from celery_idem.overlapping import alone
 from celery_idem.policy import OnCrash, OnDatabaseError
 from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunRow, RunState
 
@@ -143,7 +144,8 @@ class Execution(Closing):
             signals.claimed(self.task, run, taken_over)
             if self.task._idem_track_started:
                 self._store_started()
-            with section_of(self.task._idem_lock, args, kwargs):
+            own = alone(self.stamp, run, self.member.locks, self.settings.namespace)
+            with own, section_of(self.task._idem_lock, args, kwargs):
                 result = self.task.run(*args, **kwargs)
         except Exception as exc:
             self._ended_by(run, exc)

@@ -17,12 +17,14 @@ from uuid import NAMESPACE_URL, uuid5
 
 from celery_idem.clock import UTC
 from celery_idem.errors import InvalidHeader, InvalidRunKey
+from celery_idem.policy import Overlap
 
 HEADER_KEY: Final = "idem_run_key"
 HEADER_SLOT: Final = "idem_slot"
 HEADER_ENTRY: Final = "idem_entry"
 HEADER_START_BY: Final = "idem_start_by"
 HEADER_PAUSE: Final = "idem_pause_on_failure"
+HEADER_OVERLAP: Final = "idem_overlap"
 HEADER_SIGNATURE: Final = "idem_signature"
 
 #: The slot of a run that belongs to no slot (an explicit key, or a message of its own): every
@@ -161,12 +163,14 @@ class Stamp:
         entry: the entry of the schedule that it came from.
         pause_on_failure: a failure of the run pauses the entry.
         start_by: instant from which on nothing is to begin by the message any more.
+        overlap: what becomes of the run if an earlier one of its entry goes on.
     """
 
     key: RunKey
     entry: str | None = None
     pause_on_failure: bool = False
     start_by: datetime | None = None
+    overlap: Overlap = Overlap.ALLOW
 
     def write(
         self, headers: Mapping[str, Any] | None, task: str, signing_key: str | None = None
@@ -181,6 +185,8 @@ class Stamp:
             stamped[HEADER_PAUSE] = True
         if self.start_by is not None:
             stamped[HEADER_START_BY] = iso(self.start_by)
+        if self.overlap is not Overlap.ALLOW:
+            stamped[HEADER_OVERLAP] = str(self.overlap)
         if signing_key:
             stamped[HEADER_SIGNATURE] = self._signature(task, signing_key)
         return stamped
@@ -199,7 +205,11 @@ class Stamp:
         if HEADER_KEY not in headers and HEADER_SLOT not in headers:
             return None
         stamp = cls(
-            _read_key(headers), _read_entry(headers), _read_pause(headers), read_start_by(headers)
+            _read_key(headers),
+            _read_entry(headers),
+            _read_pause(headers),
+            read_start_by(headers),
+            _read_overlap(headers),
         )
         if signing_key:
             given = headers.get(HEADER_SIGNATURE)
@@ -218,6 +228,8 @@ class Stamp:
             parts.append(HEADER_PAUSE)
         if self.start_by is not None:
             parts += [HEADER_START_BY, iso(self.start_by)]
+        if self.overlap is not Overlap.ALLOW:
+            parts += [HEADER_OVERLAP, str(self.overlap)]
         message = "\0".join(parts).encode(errors="surrogatepass")
         return hmac.new(signing_key.encode(), message, sha256).hexdigest()
 
@@ -252,6 +264,14 @@ def _read_pause(headers: Mapping[str, Any]) -> bool:
     if not isinstance(value, bool):
         raise InvalidHeader(HEADER_PAUSE, value, "it must be True or False")
     return value
+
+
+def _read_overlap(headers: Mapping[str, Any]) -> Overlap:
+    value = headers.get(HEADER_OVERLAP, Overlap.ALLOW)
+    try:
+        return Overlap(value)
+    except ValueError as exc:
+        raise InvalidHeader(HEADER_OVERLAP, value, f"not one of {[*map(str, Overlap)]}") from exc
 
 
 def read_start_by(headers: Mapping[str, Any]) -> datetime | None:

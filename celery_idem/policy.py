@@ -28,6 +28,17 @@ class CatchUp(Policy):
     NONE = "none"
 
 
+class Overlap(Policy):
+    """What happens to a slot whose entry's earlier run goes on when a worker would begin it."""
+
+    #: Both run.
+    ALLOW = "allow"
+    #: It is skipped.
+    SKIP = "skip"
+    #: It waits until that run ends; of several that wait, the earliest, the others are skipped.
+    BUFFER_ONE = "buffer_one"
+
+
 class OnCrash(Policy):
     """What happens to a run whose owner died in its body."""
 

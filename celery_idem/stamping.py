@@ -111,7 +111,7 @@ class StampingMixin(_Scheduler):
         stamped = object.__new__(type(entry))
         stamped.__dict__.update(entry.__dict__)
         options: Mapping[str, Any] = entry.options or {}
-        stamp = Stamp(key, entry.name)
+        stamp = Stamp(key, entry.name, overlap=self._settings.overlap)
         headers = stamp.write(options.get("headers"), entry.task, self._settings.signing_key)
         stamped.options = {**options, "headers": headers, "task_id": key.task_id}
         return stamped

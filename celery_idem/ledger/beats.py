@@ -25,6 +25,10 @@ class BeatVerbs(ABC):
         """Record due slots; return those that this batch recorded, for it to publish."""
 
     @abstractmethod
+    def claimed_before(self, namespace: str, slot: datetime) -> list[RunRow]:
+        """Runs of earlier slots that were claimed and have not ended: running, or given back."""
+
+    @abstractmethod
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:
         """Those of `keys` that have a row."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, bindparam, null, or_, select, update
 
-from celery_idem.keys import RunKey
+from celery_idem.keys import EPOCH, RunKey
 from celery_idem.ledger import HANDOVER, NewSlot, beside_runs, check_closing
 from celery_idem.ledger.database import Answer, Database
 from celery_idem.ledger.dialects import db_now, insert_if_absent
@@ -44,6 +44,14 @@ def _batch() -> tuple[ColumnElement[bool], ...]:
 _KNOWN = select(runs.c.run_key, runs.c.slot).where(
     runs.c.run_key.in_(bindparam("b_keys", expanding=True)),
     runs.c.slot.between(bindparam("b_first"), bindparam("b_last")),
+)
+
+_CLAIMED_BEFORE = read_runs().where(
+    runs.c.namespace == bindparam("b_namespace"),
+    runs.c.state.in_([literal_state(RunState.SCHEDULED), literal_state(RunState.RUNNING)]),
+    runs.c.fence > number(0),
+    runs.c.slot < bindparam("b_slot"),
+    runs.c.slot > bindparam("b_epoch", EPOCH),
 )
 
 _HELD = select(runs.c.run_key, runs.c.slot).where(*_batch())
@@ -159,6 +167,10 @@ class EmissionSql(EntriesSql):
             answer = self._run(_HELD, held([slot.key for slot in chunk], batch))
             won.update(RunKey(*row) for row in answer.rows)
         return won
+
+    def claimed_before(self, namespace: str, slot: datetime) -> list[RunRow]:
+        found = self._run(_CLAIMED_BEFORE, {"b_namespace": namespace, "b_slot": slot}).rows
+        return [run_row(row) for row in found]
 
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:
         found: set[RunKey] = set()

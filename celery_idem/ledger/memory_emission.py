@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from celery_idem.keys import RunKey
+from celery_idem.keys import EPOCH, RunKey
 from celery_idem.ledger import HANDOVER, HistoryLine, NewSlot, check_closing
 from celery_idem.ledger.memory_pauses import PausesInMemory
 from celery_idem.ledger.memory_tables import EntryInMemory, RunInMemory, slot_row
@@ -51,6 +51,17 @@ class EmissionInMemory(PausesInMemory):
                     self.tables.runs[slot.key] = RunInMemory(slot_row(slot, batch), next_emit_at)
             keys = {slot.key for slot in slots}
             return {key for key in keys if self.tables.runs[key].row.claim_id == batch}
+
+    def claimed_before(self, namespace: str, slot: datetime) -> list[RunRow]:
+        with self._lock:
+            return [
+                self._shown(run)
+                for key, run in self.tables.runs.items()
+                if run.row.namespace == namespace
+                and run.row.fence
+                and run.row.state in (RunState.SCHEDULED, RunState.RUNNING)
+                and EPOCH < key.slot < slot
+            ]
 
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:
         with self._lock:

@@ -12,7 +12,7 @@ from celery import Celery
 
 from celery_idem import IdempotentTask, ImproperlyConfigured
 from celery_idem.config import DEFAULT_DATABASE_URL, PREFIX, Settings, as_text, option
-from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Unstamped
+from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Overlap, Unstamped
 
 #: Possible values of each setting, with what becomes of them.
 GOOD: dict[str, list[tuple[Any, Any]]] = {
@@ -21,12 +21,18 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "database_engine_options": [({}, {}), ({"pool_size": 3}, {"pool_size": 3})],
     "database_schema": [(None, None), ("jobs", "jobs")],
     "create_tables": [(False, False)],
+    "redis_url": [(None, None), ("rediss://:x@h/1", "rediss://:x@h/1")],
     "namespace": [("shop", "shop"), ("x" * 64, "x" * 64), ("läden", "läden")],
     "lease": [(1, 1.0), (2.5, 2.5), (timedelta(minutes=2), 120.0), (86_400, 86_400.0)],
     "max_attempts": [(1, 1), (1000, 1000)],
     "catchup": [("latest", CatchUp.LATEST), (CatchUp.ALL, CatchUp.ALL), ("none", CatchUp.NONE)],
     "catchup_window": [(0, 0.0), (timedelta(days=7), 604_800.0)],
     "start_deadline": [(None, None), (90, 90.0), (timedelta(hours=1), 3600.0)],
+    "overlap": [
+        ("allow", Overlap.ALLOW),
+        ("skip", Overlap.SKIP),
+        (Overlap.BUFFER_ONE, Overlap.BUFFER_ONE),
+    ],
     "jitter": [(0, 0.0), (2.5, 2.5), (timedelta(minutes=5), 300.0)],
     "pause_on_failure": [(True, True), (False, False)],
     "on_crash": [("retry", OnCrash.RETRY), ("abandon", OnCrash.ABANDON)],
@@ -46,6 +52,10 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
     "database_engine_options": {"create_engine": [None, [], "pool_size=3", 1]},
     "database_schema": {"not empty": ["", 5, b"x", []]},
     "create_tables": {"True or False": [None, 1, "no"]},
+    "redis_url": {
+        "must begin with one of redis://, rediss://": ["", "h", "amqp://h", 5, b"redis://h", []],
+        "or be None": ["http://h"],
+    },
     "namespace": {
         "must not be empty": [""],
         "must be a str, not ": [5, None, b"shop"],
@@ -70,6 +80,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         " seconds, or None": [0],
         "seconds or a timedelta, or None": ["60", True],
     },
+    "overlap": {"allowed are 'allow', 'skip', 'buffer_one'": ["wait", None, True, 1]},
     "jitter": {
         "between 0 and 86400": [-1, 86_401, float("nan")],
         "seconds or a timedelta": [None, "60", True],

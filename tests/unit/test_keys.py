@@ -26,6 +26,7 @@ from celery_idem.keys import (
     iso,
     shorten,
 )
+from celery_idem.policy import Overlap
 
 SLOT = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 
@@ -304,3 +305,25 @@ def test_a_stamp_tells_whether_a_failure_pauses(asks: bool) -> None:
         Stamp.read({**headers, "idem_pause_on_failure": not asks}, "shop.bill", "secret")
     with pytest.raises(InvalidHeader, match="idem_pause_on_failure = 'yes'"):
         Stamp.read({**headers, "idem_pause_on_failure": "yes"}, "shop.bill")
+
+
+# -- what becomes of it if an earlier run goes on -------------------------------------------------
+
+
+@pytest.mark.parametrize("overlap", Overlap)
+def test_a_stamp_tells_what_becomes_of_an_overlap(overlap: Overlap) -> None:
+    stamp = Stamp(RunKey.for_entry("shop", "daily"), "daily", overlap=overlap)
+    headers = stamp.write({}, "shop.bill", "secret")
+    assert Stamp.read(headers, "shop.bill", "secret") == stamp
+    other = Overlap.SKIP if overlap is Overlap.ALLOW else Overlap.ALLOW
+    with pytest.raises(InvalidHeader, match="signature"):
+        Stamp.read({**headers, "idem_overlap": str(other)}, "shop.bill", "secret")
+    impossible: list[Any] = ["wait", 1, None, []]
+    for wrong in impossible:
+        with pytest.raises(InvalidHeader, match="idem_overlap = "):
+            Stamp.read({**headers, "idem_overlap": wrong}, "shop.bill")
+
+
+def test_a_stamp_that_allows_an_overlap_has_no_header_for_it() -> None:
+    """Workers of an earlier release check the signature of what they know."""
+    assert "idem_overlap" not in Stamp(RunKey("shop:x"), "daily").write({}, "shop.bill")

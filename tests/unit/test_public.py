@@ -29,6 +29,7 @@ PUBLIC = [
     "OnContended",
     "OnCrash",
     "OnDatabaseError",
+    "Overlap",
     "ResultLost",
     "Run",
     "RunDead",
