@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from celery_idem import keys
+from celery_idem import IdempotentTask, keys
 from celery_idem.config import PREFIX, Settings
 from tests.docs.markdown import ROOT, anchors, documents, links, name, prose
 
 SETTINGS = {f"{PREFIX}{item.name}" for item in fields(Settings)}
+#: Options of tasks that are no settings as well.
+OPTIONS = {name for name in vars(IdempotentTask) if name.startswith(PREFIX)}
 HEADERS = {value for key, value in vars(keys).items() if key.startswith("HEADER_")}
 
 
@@ -52,7 +54,7 @@ def test_settings_and_headers_that_are_named_exist(document: Path) -> None:
     named = {
         found for _, line in prose(document) for found in re.findall(r"`(idem_\w+[a-z])`", line)
     }
-    assert named - SETTINGS - HEADERS == set()
+    assert named - SETTINGS - OPTIONS - HEADERS == set()
 
 
 def test_a_broken_link_would_be_seen(tmp_path: Path) -> None:
