@@ -141,27 +141,35 @@ def _fail(task: Any, request: dict[str, Any], pid: int, error: str, skip: bool) 
         skip: it is not to be executed either if the child had not claimed it. After a time limit a
             slot that was not claimed in time is published again.
     """
-    member = Member.of(task.app)
-    ledger = member.leases.ledger
     try:
-        claim = _claim(task, request, member)
-        if claim is None:
-            return
-        deadline = SYSTEM.elapsed() + PATIENCE
-        while True:
-            # Asked before the write: a child that is still there may make its claim after it.
-            gone = not _is_there(pid) or SYSTEM.elapsed() > deadline
-            if ledger.fail_of_child(claim.key, PROCESS, pid, error):
-                signals.failed(task, claim.key, error)
-                pause_if_asked(ledger, member.settings.namespace, request, claim.key, error)
-                return
-            if gone:
-                break
-            time.sleep(PAUSE)
-        if skip and ledger.try_skip(claim, error):
-            signals.skipped(task, claim.key, error)
+        claim = _claim(task, request, Member.of(task.app))
+        if claim is not None:
+            _fail_claimed(task, claim, request, pid, error, skip)
     except IdemError as exc:
         signals.ledger_lost(f"Task {task.name}[{request['id']}]: {error}, but not recorded", exc)
+        return
+    if pid != os.getpid():
+        # What else it owned: a lock is not to be held for a lease longer.
+        release_leases(task.app, pid)
+
+
+def _fail_claimed(
+    task: Any, claim: ClaimRequest, request: dict[str, Any], pid: int, error: str, skip: bool
+) -> None:
+    ledger = Member.of(task.app).leases.ledger
+    deadline = SYSTEM.elapsed() + PATIENCE
+    while True:
+        # Asked before the write: a child that is still there may make its claim after it.
+        gone = not _is_there(pid) or SYSTEM.elapsed() > deadline
+        if ledger.fail_of_child(claim.key, PROCESS, pid, error):
+            signals.failed(task, claim.key, error)
+            pause_if_asked(ledger, claim.namespace, request, claim.key, error)
+            return
+        if gone:
+            break
+        time.sleep(PAUSE)
+    if skip and ledger.try_skip(claim, error):
+        signals.skipped(task, claim.key, error)
 
 
 @lru_cache

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
 from celery_idem import Ledger, RunKey, RunState
+from celery_idem.ledger import LockRow
 from celery_idem.run import RunRow
 from tests.processes import Worker, wait_for
 
@@ -67,6 +68,13 @@ def test_a_hard_time_limit_ends_the_run_as_failed(
     assert row.error == "the hard time limit of 1 seconds was exceeded"
     assert send(client, "short")[0].get(timeout=30) == "done"
     assert in_state(ledger, key, RunState.FAILED).fence == row.fence
+    # The lease would last for a minute.
+    wait_for(lambda: not held(ledger), 30, lambda: str(ledger.held_locks()))
+
+
+def held(ledger: Ledger) -> list[LockRow]:
+    """Locks whose holders have a lease."""
+    return [row for _, row in ledger.held_locks() if row.lease_seconds is not None]
 
 
 def test_a_terminated_task_ends_as_failed(ledger: Ledger, client: Celery, worker: Worker) -> None:

@@ -7,7 +7,7 @@ import time
 
 from celery import Celery
 
-from celery_idem import IdempotentTask
+from celery_idem import IdempotentTask, critical_section
 
 app = Celery("verdicts", broker=os.environ["BROKER"], backend=os.environ["BACKEND"])
 app.conf.idem_database_url = os.environ["LEDGER"]
@@ -17,8 +17,9 @@ app.conf.broker_connection_retry_on_startup = True
 
 @app.task(base=IdempotentTask, time_limit=1)
 def limited() -> None:
-    """Exceeds its hard time limit."""
-    time.sleep(600)
+    """Exceeds its hard time limit, in a critical section."""
+    with critical_section("desk"):
+        time.sleep(600)
 
 
 @app.task(base=IdempotentTask)
