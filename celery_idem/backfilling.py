@@ -123,11 +123,7 @@ class _Source(Sending):
                 self.drop_connection()
             with suppress(LedgerError):  # Which would hide what has happened before.
                 detail = f"{self.period}: {len(done)} slots were recorded"
-                _record(ledger, "backfill", key, detail)
-
-
-def _record(ledger: Ledger, kind: str, key: RunKey, detail: str) -> None:
-    ledger.record(kind, key, detail=detail)
+                ledger.record("backfill", key, detail=detail)
 
 
 def _emit(source: _Source, ledger: Ledger, slots: Iterator[datetime]) -> Backfill:

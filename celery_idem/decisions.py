@@ -62,7 +62,8 @@ class Decisions:
         slots = f"{iso(first)} to {iso(left.last)}" if first < left.last else iso(first)
         # By this name, as several beats that come back have decided the same.
         line = line_id(seen, f"{key}/{track.fingerprint}")
-        _record(self._ledger, "missed", key, f"slots {slots} are left out: {left.why}", line)
+        told = f"slots {slots} are left out: {left.why}"
+        self._ledger.record("missed", key, detail=told, line=line)
 
     def _first(self, track: Track, left: LeftOut) -> datetime | None:
         """The first slot that was not emitted in the time of which nobody has told."""
@@ -74,7 +75,3 @@ class Decisions:
             if key not in recorded:
                 return slot
         return next(track.slots(max([left.after, *early]), left.last), None)
-
-
-def _record(ledger: Ledger, kind: str, key: RunKey, detail: str, line: str) -> None:
-    ledger.record(kind, key, detail=detail, line=line)

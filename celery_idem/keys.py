@@ -243,12 +243,14 @@ def _read_key(headers: Mapping[str, Any]) -> RunKey:
     assert isinstance(text, str)
     if len(text.encode()) > MAX_STORED_BYTES:
         raise InvalidHeader(HEADER_KEY, text, f"longer than {MAX_STORED_BYTES} bytes")
-    if slot is None:
-        return RunKey(text)
+    return RunKey(text) if slot is None else RunKey(text, _read_instant(HEADER_SLOT, slot))
+
+
+def _read_instant(header: str, text: Any) -> datetime:
     try:
-        return RunKey(text, from_iso(slot))
+        return from_iso(text)
     except (TypeError, ValueError, AttributeError, OverflowError) as exc:
-        raise InvalidHeader(HEADER_SLOT, slot, f"not an ISO 8601 instant in UTC ({exc})") from exc
+        raise InvalidHeader(header, text, f"not an ISO 8601 instant in UTC ({exc})") from exc
 
 
 def _read_entry(headers: Mapping[str, Any]) -> str | None:
@@ -281,11 +283,4 @@ def read_start_by(headers: Mapping[str, Any]) -> datetime | None:
         InvalidHeader: it is no such instant.
     """
     text = headers.get(HEADER_START_BY)
-    if text is None:
-        return None
-    try:
-        return from_iso(text)
-    except (TypeError, ValueError, AttributeError, OverflowError) as exc:
-        raise InvalidHeader(
-            HEADER_START_BY, text, f"not an ISO 8601 instant in UTC ({exc})"
-        ) from exc
+    return None if text is None else _read_instant(HEADER_START_BY, text)

@@ -31,12 +31,8 @@ def pause_if_asked(
         pause = ledger.pause(namespace, entry, by=by, note=error)
         if pause.paused_by != by:
             return  # It was paused before, for another reason.
-        _record(ledger, "pause", RunKey.for_entry(namespace, entry), f"{by}: {error}")
+        ledger.record("pause", RunKey.for_entry(namespace, entry), detail=f"{by}: {error}")
     except LedgerError as exc:
         signals.ledger_lost(f"Entry {entry} is not paused, though {by} has failed", exc)
         return
     signals.paused(ledger, entry, by, error)
-
-
-def _record(ledger: Ledger, kind: str, key: RunKey, detail: str) -> None:
-    ledger.record(kind, key, detail=detail)

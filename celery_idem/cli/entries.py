@@ -41,7 +41,7 @@ def pause(app: Any, entry: str, note: str | None) -> str:
             why = f": {made.note}" if made.note else ""
             by = f" by {made.paused_by}" if made.paused_by else ""
             return f"Entry {entry} has been paused since {_shown(made.paused_at)}{by}{why}"
-        _record(ledger, "pause", key, f"{_who()}: {note}" if note else _who())
+        ledger.record("pause", key, detail=f"{_who()}: {note}" if note else _who())
     return f"Entry {entry} is paused."
 
 
@@ -62,7 +62,8 @@ def resume(app: Any, entry: str) -> str:
         if ended.resumed_at < before:
             return f"Entry {entry} has not been paused since {_shown(ended.resumed_at)}."
         since = _shown(ended.paused_at)
-        _record(ledger, "resume", key, f"{_who()}: nothing that was due since {since} is made up")
+        told = f"{_who()}: nothing that was due since {since} is made up"
+        ledger.record("resume", key, detail=told)
     return f"Entry {entry} is resumed. Nothing that was due since {since} is made up."
 
 
@@ -94,10 +95,6 @@ def _instant(name: str, text: str) -> datetime:
         return datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
     except ValueError:
         raise ImproperlyConfigured(name, text, "it must be an ISO 8601 instant") from None
-
-
-def _record(ledger: Ledger, kind: str, key: RunKey, detail: str) -> None:
-    ledger.record(kind, key, detail=detail)
 
 
 @contextmanager

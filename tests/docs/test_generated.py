@@ -20,7 +20,7 @@ from tests.docs.generated import DOCS, PARTS, states_chart
 from tests.docs.markdown import ROOT, marked, table_below
 
 PACKAGE = Path(celery_idem.__file__).parent
-_RECORD = re.compile(r"_record\(\s*(?:[\w.]+, )?\"(\w+)\"")
+_RECORD = re.compile(r"(?:\brecord|_record|_write_line)\(\s*\"(\w+)\"")
 
 
 @pytest.mark.parametrize(
