@@ -127,10 +127,12 @@ class IdempotentScheduler(Sending):
         if not self._agreement.is_refused:
             # Before all that may take its time: slots are due from the start on.
             self._timetable.follow(self.schedule)
+        refused = self._agreement.is_refused
         if not self._agreement.holds():
             self._timetable.forget()
             return ROUND
-        self._timetable.follow(self.schedule)
+        if refused:
+            self._timetable.follow(self.schedule)
         self._emitter.settle()
         self._timetable.activate()
         self._emitter.emit(self._due(self.clock.now()))

@@ -30,21 +30,22 @@ from celery_idem.run import RunRow, RunState
 _OPEN = [literal_state(RunState.SCHEDULED), literal_state(RunState.RETRYING)]
 
 
-def _batch() -> tuple[ColumnElement[bool], ...]:
-    """The rows that a batch holds; the slots' range lets a partitioned table skip partitions."""
+def _these() -> tuple[ColumnElement[bool], ...]:
+    """Several runs; the slots' range lets a partitioned table skip partitions."""
     return (
         runs.c.run_key.in_(bindparam("b_keys", expanding=True)),
         runs.c.slot.between(bindparam("b_first"), bindparam("b_last")),
-        runs.c.claim_id == bindparam("b_batch"),
     )
+
+
+def _batch() -> tuple[ColumnElement[bool], ...]:
+    """Those of them that a batch holds."""
+    return (*_these(), runs.c.claim_id == bindparam("b_batch"))
 
 
 #: Asked before an insert, which would wait for a transaction that holds one of the rows: that of an
 #: owner which stands still before its COMMIT. Of several beats, mostly one has to insert at all.
-_KNOWN = select(runs.c.run_key, runs.c.slot).where(
-    runs.c.run_key.in_(bindparam("b_keys", expanding=True)),
-    runs.c.slot.between(bindparam("b_first"), bindparam("b_last")),
-)
+_KNOWN = select(runs.c.run_key, runs.c.slot).where(*_these())
 
 _CLAIMED_BEFORE = read_runs().where(
     runs.c.namespace == bindparam("b_namespace"),
@@ -71,12 +72,7 @@ _DUE = (
 #: ``next_emit_at`` lets the first one through only.
 _ACQUIRE = (
     update(runs)
-    .where(
-        runs.c.run_key.in_(bindparam("b_keys", expanding=True)),
-        runs.c.slot.between(bindparam("b_first"), bindparam("b_last")),
-        runs.c.state.in_(_OPEN),
-        runs.c.next_emit_at <= db_now(),
-    )
+    .where(*_these(), runs.c.state.in_(_OPEN), runs.c.next_emit_at <= db_now())
     .values(claim_id=bindparam("b_batch"), next_emit_at=after("b_micros"))
 )
 
@@ -104,11 +100,7 @@ _ORPHANS = (
 
 _ACQUIRE_ORPHANS = (
     update(runs)
-    .where(
-        runs.c.run_key.in_(bindparam("b_keys", expanding=True)),
-        runs.c.slot.between(bindparam("b_first"), bindparam("b_last")),
-        _LEFT,
-    )
+    .where(*_these(), _LEFT)
     .values(claim_id=bindparam("b_batch"), next_emit_at=after("b_micros"))
 )
 
@@ -158,7 +150,7 @@ class EmissionSql(EntriesSql):
     def insert_slots(self, slots: Sequence[NewSlot], batch: str) -> set[RunKey]:
         won: set[RunKey] = set()
         for chunk in chunks(sorted(slots, key=lambda slot: slot.key)):
-            known = {RunKey(*row) for row in self._run(_KNOWN, many([s.key for s in chunk])).rows}
+            known = self.recorded(slot.key for slot in chunk)
             new = [slot for slot in chunk if slot.key not in known]
             if new:
                 now = self.now()
@@ -179,22 +171,21 @@ class EmissionSql(EntriesSql):
         return found
 
     def acquire_due(self, namespace: str, limit: int, batch: str) -> list[RunRow]:
-        due = self._run(_DUE, {"b_namespace": namespace, "b_limit": limit}).rows
-        acquired: list[RunRow] = []
-        for chunk in chunks(sorted(RunKey(*row) for row in due)):
-            self._run(_ACQUIRE, {**held(chunk, batch), "b_micros": micros(HANDOVER)})
-            rows = self._run(_ACQUIRED, held(chunk, batch)).rows
-            acquired.extend(run_row(row) for row in rows)
-        return acquired
+        return self._acquired(_DUE, _ACQUIRE, _ACQUIRED, namespace, limit, batch)
 
     def acquire_orphans(self, namespace: str, limit: int, batch: str) -> list[RunRow]:
-        left = self._run(_ORPHANS, {"b_namespace": namespace, "b_limit": limit}).rows
+        return self._acquired(
+            _ORPHANS, _ACQUIRE_ORPHANS, _ACQUIRED_ORPHANS, namespace, limit, batch
+        )
+
+    def _acquired(
+        self, look: Any, acquire: Any, read: Any, namespace: str, limit: int, batch: str
+    ) -> list[RunRow]:
+        found = self._run(look, {"b_namespace": namespace, "b_limit": limit}).rows
         acquired: list[RunRow] = []
-        for chunk in chunks(sorted(RunKey(*row) for row in left)):
-            self._run(_ACQUIRE_ORPHANS, {**held(chunk, batch), "b_micros": micros(HANDOVER)})
-            acquired.extend(
-                run_row(row) for row in self._run(_ACQUIRED_ORPHANS, held(chunk, batch)).rows
-            )
+        for chunk in chunks(sorted(RunKey(*row) for row in found)):
+            self._run(acquire, {**held(chunk, batch), "b_micros": micros(HANDOVER)})
+            acquired.extend(run_row(row) for row in self._run(read, held(chunk, batch)).rows)
         return acquired
 
     def published(self, keys: Iterable[RunKey], batch: str, grace: float) -> None:
