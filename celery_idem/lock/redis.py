@@ -57,7 +57,7 @@ class RedisFilter:
         self._ask(lambda _: self._release(keys=[_key(name), _bell(name)], args=[token, BELL]))
 
     def extend(self, name: str, token: str, seconds: float) -> None:
-        """Keep the key for `seconds` more if it is the caller's."""
+        """Keep the key for `seconds` more; set it anew if Redis has lost it."""
         self._ask(lambda _: self._extend(keys=[_key(name)], args=[token, _millis(seconds)]))
 
     def listen(self, name: str) -> bool:

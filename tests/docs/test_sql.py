@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from celery_idem import Ledger, RunKey, RunState
+from celery_idem.ledger import LockRequest
 from celery_idem.run import ClaimRequest
 from tests.docs.markdown import Block, all_blocks
 
@@ -37,7 +38,11 @@ def test_pruning_keeps_what_is_open_or_young(postgres_url: str) -> None:
         )
     for key in (old, young):
         ledger.end(key, 1, RunState.SUCCEEDED)
+    for name in ("held", "free"):
+        taken = ledger.take(LockRequest(name, "lease-running", f"claim-{name}"))
+        assert taken is not None and (name == "held" or ledger.release_seat(taken))
     with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("UPDATE celery_idem_locks SET taken_at = now() - interval '31 days'")
         connection.execute(
             "UPDATE celery_idem_runs SET created_at = now() - interval '31 days', "
             "finished_at = now() - interval '31 days' WHERE run_key = 'old'"
@@ -49,4 +54,6 @@ def test_pruning_keeps_what_is_open_or_young(postgres_url: str) -> None:
         for statement in statements(pruning):
             connection.execute(statement)
     assert [bool(ledger.read(key)) for key in (old, young, running)] == [False, True, True]
+    assert [name for name, _ in ledger.held_locks()] == ["held"]
+    assert ledger.read_seats("free", 1) == []
     ledger.close()

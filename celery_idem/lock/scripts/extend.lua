@@ -1,6 +1,8 @@
--- Keep the key of a lock for so many milliseconds more, if it still carries our token.
+-- Keep the key of a lock for so many milliseconds more; set it anew where Redis has lost it.
 -- KEYS: the lock. ARGV: token, milliseconds.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then
     return 0
 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
