@@ -44,6 +44,8 @@ class LockAlphabet:
     doubts: bool = True
     late: bool = False
     expiring: bool = True
+    #: Time may pass between what a statement does and its answer.
+    slow: bool = False
 
 
 class Move(NamedTuple):
@@ -88,6 +90,9 @@ class LockModel:
         who = f"thread {number}"
         if me.at == "idle":
             yield self._wants(scene, number, me)
+        elif me.coming is not None:
+            answered = scene.put(number, me._replace(coming=None))
+            yield self._answered(f"{who} has its answer", answered, number, me.coming[0], None)
         elif me.at == "takes":
             yield from self._statement(scene, number, self._take_call(me))
         elif me.at == "in":
@@ -128,7 +133,11 @@ class LockModel:
     def _statement(self, scene: Scene, number: int, call: tuple[Any, ...]) -> Iterator[Move]:
         label = f"thread {number}: {call[0]}"
         after, answer, broken = self._execute(scene, call)
-        yield self._answered(label, after, number, answer, broken)
+        if self.alphabet.slow and call[0] == "try_take":
+            me = after.threads[number]
+            yield _move(label, after.put(number, me._replace(coming=(answer,))), broken)
+        else:
+            yield self._answered(label, after, number, answer, broken)
         changed = (after.seats, after.leases) != (scene.seats, scene.leases)
         if not self.alphabet.doubts:
             return

@@ -36,6 +36,8 @@ class Holder(NamedTuple):
     taken: tuple[int, int] | None = None
     #: ``max_hold`` is over, by its own clock.
     over: bool = False
+    #: The fence that its statement has got, or none: an answer that is on its way.
+    coming: tuple[int | None] | None = None
 
 
 class Scene(NamedTuple):
@@ -81,7 +83,8 @@ def aged(scene: Scene, moved: set[int]) -> Scene:
         taken = thread.taken
         if taken is not None and taken[0] in moved:
             taken = (taken[0], OLD)
-        threads.append(thread._replace(answers=row(thread.answers), taken=taken))
+        coming = (OLD,) if thread.coming == (NOW,) else thread.coming
+        threads.append(thread._replace(answers=row(thread.answers), taken=taken, coming=coming))
     late = scene.late
     if late is not None and late[0] == "release" and late[1] in moved:
         late = ("release", late[1], OLD)

@@ -16,11 +16,11 @@ ALPHABETS = {
     alphabet.name: alphabet
     for alphabet in (
         # Deaths and leases that end; answers arrive.
-        LockAlphabet("deaths", doubts=False),
+        LockAlphabet("deaths", doubts=False, slow=True),
         LockAlphabet("doubts", crashes=False),
         # A statement arrives after its sender has given up, or repeated it.
         LockAlphabet("late", late=True, crashes=False, expiring=False),
-        LockAlphabet("max_hold", hold=True, doubts=False, crashes=False),
+        LockAlphabet("max_hold", hold=True, doubts=False, crashes=False, slow=True),
         # Three threads for two seats.
         LockAlphabet("seats", seats=2, threads=3, doubts=False, crashes=False, expiring=False),
     )
