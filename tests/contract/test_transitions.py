@@ -83,6 +83,7 @@ MOVES: list[Move] = [
     _kill,
     _end(RunState.SUCCEEDED),
     _end(RunState.FAILED),
+    _end(RunState.SKIPPED),
     _retry,
     _give_back,
     _fail,
