@@ -21,6 +21,7 @@ from celery_idem.errors import (
     IdemError,
     LeaseLost,
     LedgerError,
+    LockLost,
     LockNotAcquired,
     ResultLost,
 )
@@ -63,7 +64,9 @@ class Closing(Delivery):
             return
         if run.doubt is not None and not isinstance(run.doubt, ResultLost):
             self._lose(run, run.doubt)
-        if isinstance(exc, LeaseLost) and exc.key == run.key.text:
+        of_run = isinstance(exc, LeaseLost) and exc.key == run.key.text
+        if of_run or (isinstance(exc, LockLost) and run.tenure.trusted_for <= 0):
+            assert isinstance(exc, IdemError)
             # The run may still be ours, or nobody's: its message decides when it comes again.
             self._lose(run, exc)
         if isinstance(exc, Retry) and self.request.is_eager and _detail(exc, "sig") is not None:

@@ -17,7 +17,9 @@ from celery.app import backends
 from celery.signals import worker_process_shutdown, worker_shutdown
 
 from celery_idem import signals
+from celery_idem.checks import hidden
 from celery_idem.config import DEFAULT_DATABASE_URL, Settings
+from celery_idem.errors import ImproperlyConfigured
 from celery_idem.lease import Leases, close_all
 from celery_idem.ledger import Ledger
 from celery_idem.lock import Locks
@@ -90,7 +92,11 @@ def _connector(app: Celery, url: str | None) -> Callable[[], Any] | None:
         # Celery knows what may be in such a URL: sockets, TLS, the hosts of a Sentinel.
         by_url: Any = backends.by_url
         backend, rest = by_url(url, app.loader)
-        made = backend(app=app, url=rest)
+        try:
+            made = backend(app=app, url=rest)
+        except ValueError as exc:
+            reason = f"Celery cannot use it: {' '.join(str(exc).split())}"
+            raise ImproperlyConfigured("idem_redis_url", hidden(url), reason) from exc
         made.connparams.update(socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
         return made.client
 

@@ -22,6 +22,7 @@ Must not know tasks, runs or Celery.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -47,8 +48,8 @@ PAUSE, LONGEST_PAUSE = 0.02, 0.5
 #: Names of which it is remembered when they were last asked for.
 _MOST_NAMES = 10_000
 
-#: Stored names of what this thread (or greenlet, or context) holds.
-_HELD: ContextVar[frozenset[str]] = ContextVar("celery_idem_held", default=frozenset())
+#: What this thread (or greenlet, or context) has entered; some of it may have been left elsewhere.
+_ENTERED: ContextVar[tuple[Lock, ...]] = ContextVar("celery_idem_entered", default=())
 
 
 class Lock:
@@ -70,6 +71,7 @@ class Lock:
         self.lease = lease
         self._ends_at = None if max_hold is None else started + max_hold
         self._released = False
+        self._pid = os.getpid()
 
     @property
     def fence(self) -> int:
@@ -109,12 +111,21 @@ class Lock:
             return "its lease was not renewed in time"
         return "it was held for longer than max_hold"
 
+    @property
+    def is_mine(self) -> bool:
+        """True until it is released; False in a forked child, which holds nothing of its parent."""
+        return not self._released and self._pid == os.getpid()
+
     def released(self) -> None:
         """Nothing is held any more."""
         self._released = True
 
     def __repr__(self) -> str:
         return f"<Lock {', '.join(self.names)} trusted_for={self.trusted_for:.3f}>"
+
+
+def _entered() -> tuple[Lock, ...]:
+    return tuple(lock for lock in _ENTERED.get() if lock.is_mine)
 
 
 class Locks:
@@ -158,8 +169,9 @@ class Locks:
             LedgerError: the ledger did not answer.
         """
         names = sorted(set(names))
+        entered = {it.name for lock in _entered() for it in lock.taken.values()}
         for name in names:
-            if self._stored(name) in _HELD.get():
+            if self._stored(name) in entered:
                 raise LockReentered(name)
         until, pause = SYSTEM.elapsed() + wait, PAUSE
         while True:
@@ -174,6 +186,8 @@ class Locks:
 
     def release(self, lock: Lock) -> None:
         """Give locks back; one that cannot be given back is free when its lease has ended."""
+        if not lock.is_mine:
+            return
         with self._guard:
             held = self._held.get(lock.lease.id, [])
             if lock not in held:
@@ -181,10 +195,10 @@ class Locks:
             held.remove(lock)
             if not held:
                 del self._held[lock.lease.id]
-        _HELD.set(_HELD.get() - {it.name for it in lock.taken.values()})
         if lock.lost:
             signals.lock_lost(lock.names, lock._reason())
         lock.released()
+        _ENTERED.set(_entered())
         self._give_back(lock.taken, lock.lease)
 
     def release_all(self, lease: Lease) -> None:
@@ -201,7 +215,7 @@ class Locks:
             lock.check()
         with self._guard:
             self._held.setdefault(lock.lease.id, []).append(lock)
-        _HELD.set(_HELD.get() | {it.name for it in lock.taken.values()})
+        _ENTERED.set((*_entered(), lock))
         return lock
 
     def _take_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,14 @@ from celery import Celery
 from redis import Redis
 
 from celery_idem import IdempotentTask, critical_section
-from celery_idem.errors import LedgerError, LockLost, LockNotAcquired, LockReentered
+from celery_idem.errors import (
+    ImproperlyConfigured,
+    LedgerError,
+    LockLost,
+    LockNotAcquired,
+    LockReentered,
+)
+from celery_idem.lock import _ENTERED
 from celery_idem.member import Member
 from celery_idem.run import RunState
 from tests.contract.stores import Store, fresh, wait_until
@@ -111,6 +119,40 @@ def test_who_is_in_does_not_get_in_again(app: Celery) -> None:
             pass
         assert is_free(app, "a")
     assert is_free(app)
+
+
+def test_a_section_may_be_left_by_another_thread(app: Celery) -> None:
+    """Whoever entered it can enter it again then."""
+    one = section(app)
+    one.__enter__()
+    in_threads(1, lambda _: one.__exit__(None, None, None))
+    with section(app):
+        assert is_held(app)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_forked_child_holds_nothing_of_its_parent(database: Store, leaves: bool) -> None:
+    """It leaves the block without giving the lock back, and is somebody else where it asks."""
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(idem_database_url=database.url)
+    with section(app):
+        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(app, leaves))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert is_held(app)
+    assert is_free(app)
+    app.close()
+
+
+def _in_child(app: Celery, leaves: bool) -> None:
+    if leaves:
+        for lock in _ENTERED.get():
+            Member.of(app).locks.release(lock)
+        return
+    with pytest.raises(LockNotAcquired), section(app):
+        pass
 
 
 def test_several_locks_are_taken_all_or_none(app: Celery) -> None:
@@ -237,6 +279,16 @@ def test_what_redis_remembers_of_a_dead_holder_costs_a_second(
     lock = in_threads(1, lambda _: dead.__enter__())[0]
     Member.of(app).leases.ledger.release([lock.lease.id])
     assert is_free(app)
+    app.close()
+
+
+def test_a_redis_url_that_celery_cannot_use_is_an_error_that_says_so(database: Store) -> None:
+    app = Celery("shop", set_as_current=False)
+    url = "rediss://:secret@127.0.0.1:1/0?ssl_cert_reqs=perhaps"
+    app.conf.update(idem_database_url=database.url, idem_redis_url=url)
+    with pytest.raises(ImproperlyConfigured, match="idem_redis_url = ") as caught, section(app):
+        pass
+    assert "ssl_cert_reqs" in str(caught.value) and "secret" not in str(caught.value)
     app.close()
 
 

@@ -172,6 +172,22 @@ def test_a_stopped_holder_learns_that_its_lock_was_lost(stage: Stage, desk: int)
     assert stage.get(other) == "done"
 
 
+def test_a_run_whose_lock_was_lost_with_its_lease_comes_again(stage: Stage, desk: int) -> None:
+    """`check` raises before the work is done: that is no failure of the body."""
+    task_id = str(uuid4())
+    stage.send("insists", task_id, desk, task_id=task_id)
+    stage.wait_for_effect(task_id, "in")
+    ((pid,),) = stage.sql("SELECT pid FROM effects WHERE task_id = %s", task_id)
+    with stopped(pid):
+        other = hold(stage, "waits", desk)
+    stage.open(other)
+    assert stage.get(other) == "done"
+    stage.open(task_id)
+    row = stage.wait_for_success("insists", task_id)
+    assert (row.fence, row.attempts) == (2, 2)
+    assert len(details(stage, task_id, "worked")) == 1
+
+
 def test_a_flushed_redis_lets_nobody_in(stage: Stage, desk: int) -> None:
     holder = hold(stage, "enters", desk)
     if url := stage.settings["idem_redis_url"]:

@@ -106,6 +106,17 @@ def notices(gate: str, desk: int = 1) -> str:
         return "held"
 
 
+@app.task(base=IdempotentTask, name="tests.insists")
+def insists(gate: str, desk: int = 1) -> str:
+    """Does its work only while it holds the lock for certain."""
+    with critical_section(f"desk:{desk}") as lock:
+        effect("in", lock.fence)
+        wait_at(gate)
+        lock.check()
+        effect("worked", lock.fence)
+        return "done"
+
+
 @app.task(base=IdempotentTask, name="tests.forgets")
 def forgets(desk: int = 1) -> None:
     """Leaves its critical section open."""
