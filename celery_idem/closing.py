@@ -99,7 +99,7 @@ class Closing(Delivery):
         self._give_back(run, reason)
         if self.request.is_eager:
             raise LockNotAcquired(exc.name, exc.waited) from None
-        self._put_back(run.key, soon(), reason)
+        self._put_back(run.key, soon() if exc.seconds is None else exc.seconds, reason)
 
     def _give_back(self, run: Run, error: str) -> None:
         def write() -> None:

@@ -168,13 +168,17 @@ class Contended(LockNotAcquired, Ignore):
     Attributes:
         then: what becomes of the run, a value of `celery_idem.policy.OnContended`.
         why: the reason for people, where it is not the lock alone.
+        seconds: after which the run is to come again; None: after some.
     """
 
-    def __init__(self, name: str, waited: float, then: str, why: str = "") -> None:
+    def __init__(
+        self, name: str, waited: float, then: str, why: str = "", seconds: float | None = None
+    ) -> None:
         super().__init__(name, waited)
-        self.args = (name, waited, then, why)
+        self.args = (name, waited, then, why, seconds)
         self.then = then
         self.why = why
+        self.seconds = seconds
 
     def __str__(self) -> str:
         return self.why or super().__str__()

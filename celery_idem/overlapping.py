@@ -7,16 +7,19 @@ claimed at one instant cannot both find nobody. Must not know schedules.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from celery_idem.errors import Contended
 from celery_idem.keys import Stamp
 from celery_idem.lease import Lease
-from celery_idem.ledger.rows import lock_name
 from celery_idem.lock import Lock, Locks
 from celery_idem.policy import OnContended, Overlap
 from celery_idem.run import Run
+
+#: Bounds of the pause, in seconds, after which a run that waits for its entry looks again.
+PAUSE = (0.5, 1.5)
 
 
 def alone(
@@ -38,27 +41,36 @@ def _alone(entry: str, overlap: Overlap, run: Run, locks: Locks, namespace: str)
     assert isinstance(run.tenure, Lease)
     name = f"overlap:{entry}"
     found = locks.acquire([name], run.tenure)
+    waits = overlap is Overlap.BUFFER_ONE and _somebody_waits(entry, run, locks, namespace)
     if not isinstance(found, Lock):
         why = f"an earlier run of entry {entry!r} goes on"
-        if overlap is Overlap.SKIP:
-            raise Contended(name, 0.0, OnContended.SKIP, why)
-        if _somebody_waits(entry, run, locks, namespace, lock_name(namespace, name)):
-            raise Contended(name, 0.0, OnContended.SKIP, f"{why}, and one waits for it")
-        raise Contended(name, 0.0, OnContended.RETRY, why)
+        raise Contended(name, 0.0, *_then(overlap, run, waits, why), seconds=_soon())
     try:
+        if waits:
+            # The turn of that one: it looks in a moment.
+            why = f"an earlier run of entry {entry!r} has waited for longer"
+            raise Contended(name, 0.0, OnContended.RETRY, why, seconds=_soon())
         yield
     finally:
         locks.release(found)
 
 
-def _somebody_waits(entry: str, run: Run, locks: Locks, namespace: str, stored: str) -> bool:
-    """Whether a run of an earlier slot waits for the one that goes on.
+def _then(overlap: Overlap, run: Run, waits: bool, why: str) -> tuple[str, str]:
+    """What becomes of the run, and why."""
+    # One that has begun before is not skipped half-way: it may be a retry, which can be faster
+    # than its own first try is in leaving.
+    if run.retries or run.attempt > 1:
+        return OnContended.RETRY, why
+    if overlap is Overlap.SKIP:
+        return OnContended.SKIP, why
+    return (OnContended.SKIP, f"{why}, and one waits for it") if waits else (OnContended.RETRY, why)
 
-    Of two that wait, each sees the other: the later one gives way, whoever asks first.
-    """
-    ledger = locks.leases.ledger
-    holders = {row.lease_id for row in ledger.read_seats(stored, 1)}
-    return any(
-        row.entry == entry and (row.lease_id is None or row.lease_id not in holders)
-        for row in ledger.claimed_before(namespace, run.key.slot)
-    )
+
+def _soon() -> float:
+    return random.uniform(*PAUSE)
+
+
+def _somebody_waits(entry: str, run: Run, locks: Locks, namespace: str) -> bool:
+    """Whether a run of an earlier slot waits. Of two that do, the later one gives way."""
+    waiting = locks.leases.ledger.given_back_before(namespace, run.key.slot)
+    return any(row.entry == entry for row in waiting)

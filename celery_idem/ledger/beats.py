@@ -25,8 +25,8 @@ class BeatVerbs(ABC):
         """Record due slots; return those that this batch recorded, for it to publish."""
 
     @abstractmethod
-    def claimed_before(self, namespace: str, slot: datetime) -> list[RunRow]:
-        """Runs of earlier slots that were claimed and have not ended: running, or given back."""
+    def given_back_before(self, namespace: str, slot: datetime) -> list[RunRow]:
+        """Runs of earlier slots that were claimed and given back, and that nobody has now."""
 
     @abstractmethod
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:

@@ -47,9 +47,9 @@ def _batch() -> tuple[ColumnElement[bool], ...]:
 #: owner which stands still before its COMMIT. Of several beats, mostly one has to insert at all.
 _KNOWN = select(runs.c.run_key, runs.c.slot).where(*_these())
 
-_CLAIMED_BEFORE = read_runs().where(
+_GIVEN_BACK = read_runs().where(
     runs.c.namespace == bindparam("b_namespace"),
-    runs.c.state.in_([literal_state(RunState.SCHEDULED), literal_state(RunState.RUNNING)]),
+    runs.c.state == literal_state(RunState.SCHEDULED),
     runs.c.fence > number(0),
     runs.c.slot < bindparam("b_slot"),
     runs.c.slot > bindparam("b_epoch", EPOCH),
@@ -160,8 +160,8 @@ class EmissionSql(EntriesSql):
             won.update(RunKey(*row) for row in answer.rows)
         return won
 
-    def claimed_before(self, namespace: str, slot: datetime) -> list[RunRow]:
-        found = self._run(_CLAIMED_BEFORE, {"b_namespace": namespace, "b_slot": slot}).rows
+    def given_back_before(self, namespace: str, slot: datetime) -> list[RunRow]:
+        found = self._run(_GIVEN_BACK, {"b_namespace": namespace, "b_slot": slot}).rows
         return [run_row(row) for row in found]
 
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:

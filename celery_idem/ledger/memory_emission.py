@@ -52,14 +52,14 @@ class EmissionInMemory(PausesInMemory):
             keys = {slot.key for slot in slots}
             return {key for key in keys if self.tables.runs[key].row.claim_id == batch}
 
-    def claimed_before(self, namespace: str, slot: datetime) -> list[RunRow]:
+    def given_back_before(self, namespace: str, slot: datetime) -> list[RunRow]:
         with self._lock:
             return [
                 self._shown(run)
                 for key, run in self.tables.runs.items()
                 if run.row.namespace == namespace
                 and run.row.fence
-                and run.row.state in (RunState.SCHEDULED, RunState.RUNNING)
+                and run.row.state is RunState.SCHEDULED
                 and EPOCH < key.slot < slot
             ]
 
