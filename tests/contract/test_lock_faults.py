@@ -30,7 +30,7 @@ from tests.processes import python_path
 from tests.proxy import Proxy
 
 #: Seconds.
-LEASE = 1.0
+LEASE = 3.0
 #: Entries of each contender; more by the environment, for a longer run.
 TIMES = int(os.environ.get("IDEM_TEST_LOCK_TIMES", "6"))
 PROCESSES, THREADS = 4, 4

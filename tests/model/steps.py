@@ -112,15 +112,18 @@ def _broken(before: Row | None, after: Row | None, call: Call) -> str | None:
     if before is None or before == after:
         return None
     assert after is not None
-    return _moved_wrongly(before, after) or _wrote_wrongly(before, after, call)
+    return _moved_wrongly(before, after, call) or _wrote_wrongly(before, after, call)
 
 
-def _moved_wrongly(before: Row, after: Row) -> str | None:
+def _moved_wrongly(before: Row, after: Row, call: Call) -> str | None:
     if before.final and (after.state, after.retries) != (before.state, before.retries):
         return f"a run that has ended as {RunState(before.state).label} is changed"
     if after.retries < before.retries:
         return "a run goes back to an earlier retry"
     if after.state != before.state and after.state not in TRANSITIONS[RunState(before.state)]:
+        return "a run moves as no run may"
+    if (before.state, after.state) == (RUNNING, RunState.SKIPPED) and call[0] != "try_end":
+        # Its owner alone skips a run that it has claimed.
         return "a run moves as no run may"
     return None
 

@@ -59,6 +59,22 @@ SAMPLES: dict[type[errors.IdemError], tuple[errors.IdemError, list[str]]] = {
         errors.RunDead("shop:bill", "its owner is gone"),
         ["shop:bill", "its owner is gone"],
     ),
+    errors.LockNotAcquired: (
+        errors.LockNotAcquired("stock:tea", 2.5),
+        ["'stock:tea'", "not free", "2.5 s"],
+    ),
+    errors.Contended: (
+        errors.Contended("stock:tea", 0.0, "skip", "an earlier run goes on", 1.5),
+        ["an earlier run goes on"],
+    ),
+    errors.LockLost: (
+        errors.LockLost("stock:tea", 7, "it was released"),
+        ["'stock:tea'", "7", "it was released"],
+    ),
+    errors.LockReentered: (
+        errors.LockReentered("stock:tea"),
+        ["'stock:tea'", "held by the caller already", "not reentrant"],
+    ),
     errors.NoCurrentRun: (errors.NoCurrentRun(), ["current_run()", "base=IdempotentTask"]),
 }
 ALL = [
