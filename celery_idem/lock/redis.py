@@ -1,9 +1,9 @@
 """What Redis does for a lock: it turns away those who would ask the ledger in vain.
 
-Owns the keys of locks in Redis and the three scripts-or-commands on them. It never decides: a key
-that is missing (flushed, failed over, expired) lets somebody ask the ledger, which refuses; one
-that is left over from a dead holder costs a second. Every error of Redis means "unknown". Must not
-know leases or the ledger.
+Owns the keys of locks in Redis, and what is asked of them. It never decides: a key that is missing
+(flushed, failed over, expired) lets somebody ask the ledger, which refuses; one that is left over
+from a dead holder costs a second. Every error of Redis means "unknown". Must not know leases or the
+ledger.
 """
 
 from __future__ import annotations
