@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ContextDecorator
 from types import TracebackType
+from typing import Any
 
 from celery import Celery, current_app
 
 from celery_idem import checks
-from celery_idem.errors import Contended, LockNotAcquired
+from celery_idem.config import DEFAULT_DATABASE_URL, Settings
+from celery_idem.errors import Contended, ImproperlyConfigured, LockNotAcquired
 from celery_idem.lease import Lease
 from celery_idem.lock import Lock, Locks
 from celery_idem.member import Member
@@ -42,6 +44,8 @@ class CriticalSection(ContextDecorator):
         self.max_hold = checks.seconds_or_none(0.001, _LONGEST)(f"max_hold {where}", max_hold)
         self.concurrency = checks.whole(1)(f"concurrency {where}", concurrency)
         self.on_contended = checks.choice(OnContended)(f"on_contended {where}", on_contended)
+        if app is not None and not isinstance(app, Celery):
+            raise ImproperlyConfigured(f"app {where}", app, "it must be a Celery app, or None")
         self.app = app
         self._lock: Lock | None = None
         self._leave: tuple[Locks, Lease | None] | None = None
@@ -62,7 +66,7 @@ class CriticalSection(ContextDecorator):
         if run is not None:
             assert isinstance(run.locks, Locks) and isinstance(run.tenure, Lease)
             return self._enter(run.locks, run.tenure, None, run)
-        member = Member.of(self.app or current_app)
+        member = Member.of(self.app or _current_app())
         own = member.leases.acquire()
         try:
             return self._enter(member.locks, own, own, None)
@@ -102,6 +106,25 @@ class CriticalSection(ContextDecorator):
         return None if run is None or run.ended or self.app is not None else run
 
 
+def _current_app() -> Any:
+    """The current app, if it is one of the project.
+
+    Celery's is that of a thread: where nobody has called `set_default`, other threads have one
+    that knows no settings, and its ledger would be a file that nobody else uses.
+    """
+    proxy: Any = current_app
+    app = proxy._get_current_object()
+    settings = Settings.of(app)
+    if settings.database_url == DEFAULT_DATABASE_URL:
+        raise ImproperlyConfigured(
+            "app of critical_section",
+            None,
+            f"the current app here, {app.main!r}, has no idem_database_url: pass app=, or "
+            "call app.set_default() where it is made",
+        )
+    return app
+
+
 def critical_section(
     names: Iterable[str] | str,
     *,
@@ -126,7 +149,8 @@ def critical_section(
         app: whose ledger and namespace; the current app if None.
 
     Raises:
-        ImproperlyConfigured: an argument is not possible.
+        ImproperlyConfigured: an argument is not possible, or (on entry) no app of the project is
+            known here.
         LockNotAcquired: (on entry) somebody else holds a lock.
         LockReentered: (on entry) the caller is in this section already.
         LedgerError: (on entry) the ledger did not answer.

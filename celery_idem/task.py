@@ -86,7 +86,7 @@ class IdempotentTask(BaseTask):
         for name in OPTIONS:
             option(owner, name, getattr(cls, name), None)
         cls._idem_lock = lock_of(cls)
-        check_names(owner, cls._own_attributes(), OPTIONS)
+        check_names(owner, cls._own_attributes(), (*OPTIONS, "idem_lock"))
         # Of a worker alone: whoever only publishes needs no database.
         app.steps["worker"].add(IdempotentWorker)
         if not settings.enabled:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from redis import Redis
 
 from celery_idem import IdempotentTask, critical_section
@@ -251,6 +251,34 @@ def test_an_eager_task_takes_its_lock(app: Celery) -> None:
     assert sell.apply(task_id=task_id).get() == "sold"
     member = Member.of(app)
     assert member.leases.ledger.counts() == {RunState.SUCCEEDED.label: 1}
+
+
+def test_a_thread_whose_current_app_is_not_the_projects_is_told_so(database: Store) -> None:
+    """Celery's current app is one of a thread: this one would have a ledger of its own."""
+    fallback = Celery("default", set_as_current=False)
+    with pytest.raises(
+        ImproperlyConfigured, match=r"'default', has no idem_database_url: pass app="
+    ):
+        _as_current(fallback, critical_section("stock").__enter__)
+    project = Celery("shop", set_as_current=False)
+    project.conf.idem_database_url = database.url
+    section = critical_section("stock")
+    _as_current(project, section.__enter__)
+    assert len(database.ledger.held_locks()) == 1
+    _as_current(project, lambda: section.__exit__(None, None, None))
+    Member.of(project).leases.close()
+    for app in (fallback, project):
+        app.close()
+
+
+def _as_current(app: Celery, call: Callable[[], Any]) -> Any:
+    here: Any = _state
+    before = here._tls.current_app
+    app.set_current()
+    try:
+        return call()
+    finally:
+        here._tls.current_app = before
 
 
 # -- faults --------------------------------------------------------------------------------------

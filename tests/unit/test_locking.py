@@ -41,6 +41,10 @@ def names(task: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
         ({"max_hold": float("nan")}, "max_hold of critical_section = nan is not possible"),
         ({"concurrency": 0}, "concurrency of critical_section = 0 is not possible"),
         ({"concurrency": True}, "concurrency of critical_section = True is not possible"),
+        (
+            {"app": "shop"},
+            "app of critical_section = 'shop' is not possible: it must be a Celery app",
+        ),
         ({"on_contended": "wait"}, "allowed are 'retry', 'skip', 'raise'"),
     ],
 )
@@ -160,3 +164,10 @@ def test_arguments_that_make_no_name_are_refused_at_the_run(app: Celery) -> None
     for sku in ("", "x" * 1001, "a\0"):
         with pytest.raises(ImproperlyConfigured, match="idem_lock of task"):
             names(sell, sku)
+
+
+def test_a_slip_of_the_option_is_told(app: Celery) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"known are idem_lock, max_attempts"):
+
+        @app.task(base=IdempotentTask, idem_locks="{sku}", lazy=False, shared=False)
+        def sell(sku: str) -> None: ...
