@@ -25,7 +25,7 @@ from celery_idem.clock import SYSTEM
 from celery_idem.errors import ImproperlyConfigured, LedgerError
 from celery_idem.ledger.compiled import Compiled, compile_statement
 from celery_idem.ledger.connect import make_engine
-from celery_idem.ledger.failures import Failure, classify, translate
+from celery_idem.ledger.failures import Failure, classify, is_away, translate
 from celery_idem.ledger.forks import gate_of
 from celery_idem.ledger.url import parse, shown
 
@@ -213,7 +213,9 @@ class Database:
         with self.engine.connect() as connection:
             try:
                 yield connection
-            except SQLAlchemyError:
+            except SQLAlchemyError as exc:
+                if is_away(exc) and not connection.invalidated:
+                    connection.invalidate(exc)  # See `_broken`.
                 raise
             except BaseException:
                 # A time limit, a killed greenlet, anything that a signal handler raised: half an
@@ -244,5 +246,8 @@ class Database:
             connection.invalidate(exc)
             # The others of the pool are most probably as dead.
             engine.dispose()
+        elif is_away(exc):
+            # What the driver does not call dead may be stuck in half an answer, for every next try.
+            connection.invalidate(exc)
         else:
             connection.close()

@@ -80,6 +80,11 @@ def classify(error: BaseException) -> Failure:
     return Failure.UNAVAILABLE if away else Failure.REFUSED
 
 
+def is_away(error: BaseException) -> bool:
+    """True if the connection on which `error` was met is not to be used again."""
+    return classify(error) is Failure.UNAVAILABLE
+
+
 def translate(error: BaseException, failure: Failure, where: str) -> LedgerError:
     """The package's error for `error` in the database shown as `where`."""
     original = error.orig if isinstance(error, DBAPIError) else error

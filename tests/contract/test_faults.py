@@ -203,6 +203,24 @@ def test_a_claim_that_was_repeated_says_so(
     assert not server.claim(RunKey(fresh("run"))).doubtful
 
 
+def test_a_connection_that_is_stuck_in_half_an_answer_is_replaced(
+    postgres: Store, failures: list[Failure]
+) -> None:
+    """Its driver does not call it dead, and would refuse each next statement on it."""
+    verbs: list[Callable[[], object]] = [
+        postgres.ledger.now,
+        lambda: postgres.ledger.bury("nobody"),
+    ]
+    for verb in verbs:
+        verb()
+        stuck = postgres.sql.database.engine.raw_connection()
+        assert stuck.dbapi_connection is not None
+        stuck.dbapi_connection.pgconn.send_query(b"SELECT 1")
+        stuck.close()
+        verb()
+    assert failures == [Failure.UNAVAILABLE] * 2
+
+
 class TooLong(Exception):
     """What a signal handler raises into a statement: Celery's soft time limit, for one."""
 
