@@ -110,7 +110,9 @@ class SqlLedger(EmissionSql, TransactionSql, LocksSql):
     def claim(self, request: ClaimRequest) -> Claim:
         unanswered = self.database.unanswered
         claim = super().claim(request)
-        return replace(claim, doubtful=self.database.unanswered > unanswered)
+        if self.database.unanswered == unanswered:
+            return claim
+        return replace(claim, doubtful=True)
 
     def read(self, key: RunKey) -> RunRow | None:
         rows = self._run(READ, named(key)).rows

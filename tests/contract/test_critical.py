@@ -24,6 +24,7 @@ from celery_idem.errors import (
 from celery_idem.lock import _ENTERED
 from celery_idem.member import Member
 from celery_idem.run import RunState
+from tests.contract.sections import is_free, is_held, opened, section
 from tests.contract.stores import Store, fresh, wait_until
 from tests.contract.together import in_threads
 
@@ -39,38 +40,8 @@ def app(request: pytest.FixtureRequest, database: Store) -> Iterator[Celery]:
         "redis": lambda: str(request.getfixturevalue("redis_url")),
         "redis is away": lambda: NO_REDIS,
     }
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(idem_database_url=database.url, idem_redis_url=urls[request.param]())
-    yield app
-    Member.of(app).leases.close()
-    Member.of(app).locks.close()
-    app.close()
-
-
-def section(app: Celery, names: Any = "stock", **options: Any) -> Any:
-    return critical_section(names, app=app, **options)
-
-
-def enters(app: Celery, names: Any = "stock", **options: Any) -> bool:
-    """Whether another thread gets in."""
-
-    def enter() -> bool:
-        try:
-            with section(app, names, **options):
-                return True
-        except LockNotAcquired:
-            return False
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(enter).result(60)
-
-
-def is_free(app: Celery, names: Any = "stock", **options: Any) -> bool:
-    return enters(app, names, wait=30, **options)
-
-
-def is_held(app: Celery, names: Any = "stock", **options: Any) -> bool:
-    return not enters(app, names, **options)
+    with opened(database.url, urls[request.param]()) as app:
+        yield app
 
 
 def test_a_section_is_entered_by_one_at_a_time(app: Celery) -> None:
@@ -134,16 +105,15 @@ def test_a_section_may_be_left_by_another_thread(app: Celery) -> None:
 @pytest.mark.parametrize("leaves", [True, False])
 def test_a_forked_child_holds_nothing_of_its_parent(database: Store, leaves: bool) -> None:
     """It leaves the block without giving the lock back, and is somebody else where it asks."""
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(idem_database_url=database.url)
-    with section(app):
-        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(app, leaves))
-        child.start()
-        child.join(60)
-        assert child.exitcode == 0
-        assert is_held(app)
-    assert is_free(app)
-    app.close()
+    with opened(database.url) as app:
+        with section(app):
+            context = multiprocessing.get_context("fork")
+            child = context.Process(target=_in_child, args=(app, leaves))
+            child.start()
+            child.join(60)
+            assert child.exitcode == 0
+            assert is_held(app)
+        assert is_free(app)
 
 
 def _in_child(app: Celery, leaves: bool) -> None:
@@ -260,15 +230,12 @@ def test_a_thread_whose_current_app_is_not_the_projects_is_told_so(database: Sto
         ImproperlyConfigured, match=r"'default', has no idem_database_url: pass app="
     ):
         _as_current(fallback, critical_section("stock").__enter__)
-    project = Celery("shop", set_as_current=False)
-    project.conf.idem_database_url = database.url
-    section = critical_section("stock")
-    _as_current(project, section.__enter__)
-    assert len(database.ledger.held_locks()) == 1
-    _as_current(project, lambda: section.__exit__(None, None, None))
-    Member.of(project).leases.close()
-    for app in (fallback, project):
-        app.close()
+    fallback.close()
+    inner = critical_section("stock")
+    with opened(database.url) as project:
+        _as_current(project, inner.__enter__)
+        assert len(database.ledger.held_locks()) == 1
+        _as_current(project, lambda: inner.__exit__(None, None, None))
 
 
 def _as_current(app: Celery, call: Callable[[], Any]) -> Any:
@@ -285,46 +252,39 @@ def _as_current(app: Celery, call: Callable[[], Any]) -> Any:
 
 
 def test_a_flushed_redis_lets_nobody_in(database: Store, redis_url: str) -> None:
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(idem_database_url=database.url, idem_redis_url=redis_url)
-    with section(app), Redis.from_url(redis_url) as redis:
-        assert redis.keys("celery-idem:lock:*") == [b"celery-idem:lock:{shop:stock}"]
-        redis.flushdb()
-        assert is_held(app)
-        redis.flushdb()
-        assert is_held(app)
-    assert is_free(app)
-    app.close()
+    with opened(database.url, redis_url) as app:
+        with section(app), Redis.from_url(redis_url) as redis:
+            assert redis.keys("celery-idem:lock:*") == [b"celery-idem:lock:{shop:stock}"]
+            redis.flushdb()
+            assert is_held(app)
+            redis.flushdb()
+            assert is_held(app)
+        assert is_free(app)
 
 
 def test_what_redis_remembers_of_a_dead_holder_costs_a_second(
     database: Store, redis_url: str
 ) -> None:
     """Its lease was deleted; its key would last for the length of a lease."""
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(idem_database_url=database.url, idem_redis_url=redis_url)
-    dead = section(app)
-    lock = in_threads(1, lambda _: dead.__enter__())[0]
-    Member.of(app).leases.ledger.release([lock.lease.id])
-    assert is_free(app)
-    app.close()
+    with opened(database.url, redis_url) as app:
+        dead = section(app)
+        lock = in_threads(1, lambda _: dead.__enter__())[0]
+        Member.of(app).leases.ledger.release([lock.lease.id])
+        assert is_free(app)
 
 
 def test_a_redis_url_that_celery_cannot_use_is_an_error_that_says_so(database: Store) -> None:
-    app = Celery("shop", set_as_current=False)
     url = "rediss://:secret@127.0.0.1:1/0?ssl_cert_reqs=perhaps"
-    app.conf.update(idem_database_url=database.url, idem_redis_url=url)
-    with pytest.raises(ImproperlyConfigured, match="idem_redis_url = ") as caught, section(app):
+    with (
+        opened(database.url, url) as app,
+        pytest.raises(ImproperlyConfigured, match="idem_redis_url = ") as caught,
+        section(app),
+    ):
         pass
     assert "ssl_cert_reqs" in str(caught.value) and "secret" not in str(caught.value)
-    app.close()
 
 
 def test_a_ledger_that_is_away_lets_nobody_in(redis_url: str) -> None:
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(
-        idem_database_url="postgresql://nobody@127.0.0.1:1/none", idem_redis_url=redis_url
-    )
-    with pytest.raises(LedgerError), section(app):
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    with opened(nowhere, redis_url) as app, pytest.raises(LedgerError), section(app):
         pass
-    app.close()

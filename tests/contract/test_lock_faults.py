@@ -22,8 +22,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from celery_idem import critical_section
-from celery_idem.errors import LockNotAcquired
-from celery_idem.member import Member
+from tests.contract.sections import is_held, opened
 from tests.contract.stores import Store
 from tests.contract.together import in_processes, in_threads
 from tests.processes import python_path
@@ -31,15 +30,10 @@ from tests.proxy import Proxy
 
 #: Seconds.
 LEASE = 3.0
+SHORT = {"idem_lease": LEASE}
 #: Entries of each contender; more by the environment, for a longer run.
 TIMES = int(os.environ.get("IDEM_TEST_LOCK_TIMES", "6"))
 PROCESSES, THREADS = 4, 4
-
-
-def make_app(url: str, redis: str | None, lease: float = LEASE) -> Celery:
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(idem_database_url=url, idem_redis_url=redis, idem_lease=lease)
-    return app
 
 
 @pytest.fixture(params=["rows", "redis"])
@@ -50,34 +44,12 @@ def redis(request: pytest.FixtureRequest) -> str | None:
     return str(request.getfixturevalue("redis_url"))
 
 
-@contextmanager
-def opened(url: str, redis: str | None, lease: float = LEASE) -> Iterator[Celery]:
-    app = make_app(url, redis, lease)
-    try:
-        yield app
-    finally:
-        Member.of(app).leases.close()
-        Member.of(app).locks.close()
-        app.close()
-
-
-def is_held(app: Celery) -> bool:
-    def enter(_: int) -> bool:
-        try:
-            with critical_section("stock", app=app):
-                return False
-        except LockNotAcquired:
-            return True
-
-    return in_threads(1, enter)[0]
-
-
 HOLDER = """
 import sys
 from celery_idem import critical_section
-from tests.contract.test_lock_faults import make_app
+from tests.contract.sections import make_app
 
-app = make_app(sys.argv[1], sys.argv[2] or None)
+app = make_app(sys.argv[1], sys.argv[2] or None, idem_lease=float(sys.argv[3]))
 with critical_section("stock", app=app) as lock:
     print(lock.fence, flush=True)
     sys.stdin.readline()
@@ -89,7 +61,7 @@ with critical_section("stock", app=app) as lock:
 def holder(url: str, redis: str | None) -> Iterator[subprocess.Popen[str]]:
     """A process that is in the section, and stays until it is told."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, url, redis or ""],
+        [sys.executable, "-c", HOLDER, url, redis or "", str(LEASE)],
         env={**os.environ, "PYTHONPATH": python_path()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -110,7 +82,10 @@ def fence_of(process: subprocess.Popen[str]) -> int:
 def test_after_kill_9_of_the_holder_the_lock_is_free_within_its_lease(
     database: Store, redis: str | None
 ) -> None:
-    with holder(database.url, redis) as process, opened(database.url, redis) as app:
+    with (
+        holder(database.url, redis) as process,
+        opened(database.url, redis, **SHORT) as app,
+    ):
         fence = fence_of(process)
         assert is_held(app)
         process.kill()
@@ -121,7 +96,10 @@ def test_after_kill_9_of_the_holder_the_lock_is_free_within_its_lease(
 def test_a_stopped_holder_has_lost_its_lock_when_another_is_in(
     database: Store, redis: str | None
 ) -> None:
-    with holder(database.url, redis) as process, opened(database.url, redis) as app:
+    with (
+        holder(database.url, redis) as process,
+        opened(database.url, redis, **SHORT) as app,
+    ):
         fence = fence_of(process)
         process.send_signal(signal.SIGSTOP)
         with critical_section("stock", wait=60, app=app) as lock:
@@ -137,7 +115,10 @@ def test_a_stopped_holder_has_lost_its_lock_when_another_is_in(
 
 
 def test_a_flushed_redis_lets_nobody_in(database: Store, redis_url: str) -> None:
-    with holder(database.url, redis_url) as process, opened(database.url, redis_url) as app:
+    with (
+        holder(database.url, redis_url) as process,
+        opened(database.url, redis_url, **SHORT) as app,
+    ):
         fence_of(process)
         with Redis.from_url(redis_url) as client:
             for _ in range(3):
@@ -150,7 +131,10 @@ def test_a_redis_that_is_away_lets_nobody_in_and_keeps_nobody_out(
 ) -> None:
     with Proxy.before(redis_url) as proxy:
         url = proxy.url(redis_url)
-        with holder(database.url, url) as process, opened(database.url, url) as app:
+        with (
+            holder(database.url, url) as process,
+            opened(database.url, url, **SHORT) as app,
+        ):
             fence_of(process)
             assert is_held(app)
             proxy.cut()
@@ -185,7 +169,7 @@ def contend(index: int, url: str, redis: str | None, times: int) -> list[Stay]:
                 stays.append(Stay(entered, time.monotonic(), lock.fence))
         return stays
 
-    with opened(url, redis, 60.0) as app:
+    with opened(url, redis) as app:
         return [stay for each in in_threads(THREADS, lambda _: enter(app)) for stay in each]
 
 

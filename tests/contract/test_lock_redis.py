@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,12 +15,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from celery_idem import critical_section
-from celery_idem.errors import LockNotAcquired
-from celery_idem.member import Member
 from example_project.demo.programs import redis_programs
 from example_project.servers import Server, start_redis
+from tests.contract.sections import is_held, opened
 from tests.contract.stores import Store, wait_until
-from tests.contract.together import in_threads
+from tests.services.base import free_port
 
 KEY = "celery-idem:lock:{shop:stock}"
 
@@ -34,29 +31,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
-@contextmanager
-def opened(database: Store, url: str, **settings: Any) -> Iterator[Celery]:
-    app = Celery("shop", set_as_current=False)
-    app.conf.update(idem_database_url=database.url, idem_redis_url=url, **settings)
-    try:
-        yield app
-    finally:
-        Member.of(app).leases.close()
-        Member.of(app).locks.close()
-        app.close()
-
-
 def is_used(app: Celery, client: Redis) -> None:
     """The lock leaves its key there, which goes with it, and turns others away."""
     with critical_section("stock", app=app):
         assert client.exists(KEY)
         assert 0 < client.pttl(KEY) <= 60_000
-
-        def enter(_: int) -> None:
-            with pytest.raises(LockNotAcquired), critical_section("stock", app=app):
-                pass
-
-        in_threads(1, enter)
+        assert is_held(app)
     assert not client.exists(KEY)
 
 
@@ -68,14 +48,14 @@ def test_a_password(postgres: Store, server: Server) -> None:
     with Redis.from_url(server.url) as client:
         client.config_set("requirepass", "se cret")
     url = f"redis://:se%20cret@127.0.0.1:{port_of(server)}/3"
-    with opened(postgres, url) as app, Redis.from_url(url) as client:
+    with opened(postgres.url, url) as app, Redis.from_url(url) as client:
         is_used(app, client)
 
 
 @contextmanager
-def running(directory: Path, *options: str) -> Iterator[None]:
+def running(directory: Path, *options: str, program: Path | None = None) -> Iterator[None]:
     """Another server of Redis's programs; ended at the end."""
-    program = next(redis_programs())
+    program = program or next(redis_programs())
     with (directory / "server.log").open("w") as log:
         process = subprocess.Popen([str(program), *options], stdout=log, stderr=log, cwd=directory)
         try:
@@ -92,12 +72,6 @@ def answers(client: Redis) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_sentinel(postgres: Store, server: Server, tmp_path: Path) -> None:
     port = free_port()
     config = tmp_path / "sentinel.conf"
@@ -111,7 +85,7 @@ def test_a_sentinel(postgres: Store, server: Server, tmp_path: Path) -> None:
     ):
         wait_until(lambda: answers(sentinel))
         with opened(
-            postgres,
+            postgres.url,
             f"sentinel://127.0.0.1:{port}/0",
             result_backend_transport_options={"master_name": "shop"},
         ) as app:
@@ -159,39 +133,28 @@ def test_tls(postgres: Store, tmp_path: Path) -> None:
     options += ["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem"]
     options += ["--tls-ca-cert-file", "cert.pem", "--tls-auth-clients", "no"]
     query = f"ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}"
-    process = subprocess.Popen(
-        [str(program), *options], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-    )
-    try:
-        with (
-            Redis(port=port, ssl=True, ssl_ca_certs=str(certificate)) as client,
-            opened(postgres, f"rediss://127.0.0.1:{port}/0?{query}") as app,
-        ):
-            wait_until(lambda: answers(client))
-            is_used(app, client)
-    finally:
-        process.terminate()
-        process.wait(30)
+    with (
+        running(tmp_path, *options, program=program),
+        Redis(port=port, ssl=True, ssl_ca_certs=str(certificate)) as client,
+        opened(postgres.url, f"rediss://127.0.0.1:{port}/0?{query}") as app,
+    ):
+        wait_until(lambda: answers(client))
+        is_used(app, client)
 
 
 def test_a_restart_lets_nobody_in(postgres: Store, tmp_path: Path) -> None:
     """It comes back empty, as one that keeps nothing does."""
     first = start_redis(tmp_path / "redis")
-    with first, opened(postgres, first.url) as app, critical_section("stock", app=app):
+    with first, opened(postgres.url, first.url) as app, critical_section("stock", app=app):
         first.stop()
-
-        def enter(_: int) -> None:
-            with pytest.raises(LockNotAcquired), critical_section("stock", app=app):
-                pass
-
-        in_threads(1, enter)
+        assert is_held(app)
         options = ["--bind", "127.0.0.1", "--port", str(port_of(first)), "--save", ""]
         with running(tmp_path, *options), Redis.from_url(first.url) as client:
             wait_until(lambda: answers(client))
-            wait_until(lambda: asked(client, enter))
+            wait_until(lambda: asked(client, app))
 
 
-def asked(client: Redis, enter: Callable[[int], None]) -> bool:
+def asked(client: Redis, app: Celery) -> bool:
     """Nobody gets in; whether Redis was asked about it."""
-    in_threads(1, enter)
+    assert is_held(app)
     return "cmdstat_set" in client.info("commandstats")

@@ -156,9 +156,7 @@ def test_the_lock_of_a_killed_process_is_free_in_moments(stage: Stage, desk: int
 
 def test_a_stopped_holder_learns_that_its_lock_was_lost(stage: Stage, desk: int) -> None:
     """SIGSTOP for longer than the lease: another one gets in, with a larger fence."""
-    task_id = str(uuid4())
-    stage.send("notices", task_id, desk, task_id=task_id)
-    stage.wait_for_effect(task_id, "in")
+    task_id = hold(stage, "notices", desk)
     ((pid,),) = stage.sql("SELECT pid FROM effects WHERE task_id = %s", task_id)
     with stopped(pid):
         other = hold(stage, "waits", desk)
@@ -174,9 +172,7 @@ def test_a_stopped_holder_learns_that_its_lock_was_lost(stage: Stage, desk: int)
 
 def test_a_run_whose_lock_was_lost_with_its_lease_comes_again(stage: Stage, desk: int) -> None:
     """`check` raises before the work is done: that is no failure of the body."""
-    task_id = str(uuid4())
-    stage.send("insists", task_id, desk, task_id=task_id)
-    stage.wait_for_effect(task_id, "in")
+    task_id = hold(stage, "insists", desk)
     ((pid,),) = stage.sql("SELECT pid FROM effects WHERE task_id = %s", task_id)
     with stopped(pid):
         other = hold(stage, "waits", desk)
@@ -200,9 +196,7 @@ def test_a_flushed_redis_lets_nobody_in(stage: Stage, desk: int) -> None:
 
 
 def test_max_hold_lets_others_in(stage: Stage, desk: int) -> None:
-    task_id = str(uuid4())
-    stage.send("uses_up_its_time", task_id, desk, task_id=task_id)
-    stage.wait_for_effect(task_id, "in")
+    task_id = hold(stage, "uses_up_its_time", desk)
     other = hold(stage, "waits", desk)
     stage.open(task_id)
     assert stage.get(task_id) == "done"

@@ -17,28 +17,11 @@ from celery_idem.ledger.memory_tables import LeaseInMemory, SeatInMemory
 from tests.contract.stores import LONG, SettableClock
 from tests.model.books import owner_of
 from tests.model.lock_scene import NAME, NOW, Scene, Seat, aged
-
-#: The answer that a thread never gets.
-LOST = "lost"
+from tests.model.replay import LOST, Answered, Next
 
 
-class _Next(Exception):
-    def __init__(self, call: tuple[Any, ...]) -> None:
-        self.call = call
-
-
-class _Replaying:
-    """The verbs of a ledger, answered from a list."""
-
-    answers: list[Any]
-
-    def _ask(self, *call: Any) -> Any:
-        if not self.answers:
-            raise _Next(call)
-        answer = self.answers.pop(0)
-        if answer == LOST:
-            raise LedgerUnavailable("lost")
-        return answer
+class _Replaying(Answered):
+    """The verbs of locks."""
 
     def read_seats(self, name: str, seats: int) -> list[LockRow]:
         return list(self._ask("read_seats", seats))
@@ -67,7 +50,7 @@ class LockLedger:
             ledger.answers = list(answers)
             try:
                 found = ledger.take(request)
-            except _Next as next_:
+            except Next as next_:
                 found = next_.call
             except LedgerUnavailable:
                 found = LOST

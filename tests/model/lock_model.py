@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from celery_idem.ledger import LockRequest, LockRow, Taken
 from celery_idem.ledger.memory import MemoryLedger
 from tests.contract.stores import LONG
-from tests.model.lock_ledger import LOST, LockLedger
+from tests.model.lock_ledger import LockLedger
 from tests.model.lock_scene import NAME, NOW, Holder, Scene, has, settled, too_late, with_seat
+from tests.model.replay import LOST
 
 
 @dataclass(frozen=True)

@@ -41,25 +41,32 @@ class Outcome(NamedTuple):
     seen: Seen | None = None
 
 
-class _Next(Exception):
+class Next(Exception):
+    """The list of answers ends here: this is the next statement."""
+
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.call = call
 
 
-class _Replaying:
-    """The verbs of a ledger, answered from a list."""
+class Answered:
+    """Verbs of a ledger that are answered from a list."""
 
     answers: list[Any]
-    place: Place
 
     def _ask(self, *call: Any) -> Any:
         if not self.answers:
-            raise _Next(call)
+            raise Next(call)
         answer = self.answers.pop(0)
         if answer == LOST:
             raise LedgerUnavailable("lost")
         return answer
+
+
+class _Replaying(Answered):
+    """The verbs of owners."""
+
+    place: Place
 
     def read(self, key: Any) -> RunRow | None:
         found = self._ask("read")
@@ -127,7 +134,7 @@ class Replay:
         ledger.answers, ledger.place = list(answers), self._place
         try:
             return self._outcome(ledger, program)
-        except _Next as next_:
+        except Next as next_:
             return next_.call
         except LedgerUnavailable:
             return Outcome(LOST)
