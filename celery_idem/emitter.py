@@ -9,10 +9,12 @@ is there again. Must not know when anything is due.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
+from typing import Any, cast
 from uuid import uuid4
 
 from celery_idem import signals
@@ -22,7 +24,7 @@ from celery_idem.due import Due, may_claim
 from celery_idem.errors import LedgerError
 from celery_idem.keys import RunKey
 from celery_idem.ledger import HANDOVER, Ledger, NewSlot
-from celery_idem.outage import Outage, is_ledger_error
+from celery_idem.outage import Outage, begin, is_ledger_error
 from celery_idem.publishing import Grace, Outcome, Publisher, Sender
 from celery_idem.run import TOO_LATE, RunState
 
@@ -31,9 +33,27 @@ FEWEST, MOST = 20, 500
 #: So many are published together, where kombu can: one by one, a lost connection is made anew.
 MANY = 20
 #: The part of the handover within which these are to be published: then another beat takes over.
-TIMELY = 0.5
+#: Those that were recorded meanwhile have waited for as long.
+TIMELY = 0.25
 #: Slots that are remembered while ledger or broker are away; of more, the oldest are forgotten.
 MOST_LEFT = 10_000
+
+#: Waits for the answer of a verb that was begun.
+Answer = Callable[[], Any]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Slots that are recorded by one statement.
+
+    Attributes:
+        name: by which the ledger knows who has recorded a slot.
+        answer: None if the ledger is away.
+    """
+
+    dues: Sequence[Due]
+    name: str
+    answer: Answer | None = None
 
 
 @dataclass(slots=True)
@@ -80,24 +100,46 @@ class Emitter:
         self._left: deque[Left] = deque(maxlen=MOST_LEFT)
 
     def emit(self, dues: Iterable[Due]) -> None:
-        """Publish those of `dues` that no other beat has recorded."""
-        rest = iter(dues)
-        while some := list(islice(rest, self._size)):
-            self._emit(some)
+        """Publish those of `dues` that no other beat has recorded.
 
-    def _emit(self, dues: Sequence[Due]) -> None:
-        batch = uuid4().hex
-        won = self._record(dues, batch)
+        The ledger records some while those before them are published.
+        """
+        rest = iter(dues)
+        following = self._begin(rest)
+        reports: list[Answer] = []
+        while (batch := following) is not None:
+            won = self._wait(batch)
+            following = self._begin(rest)
+            begun = self._emit(batch, won)
+            self._finish(reports)
+            reports = begun
+        self._finish(reports)
+
+    def _begin(self, rest: Iterator[Due]) -> Batch | None:
+        """Have some more recorded; None if that was all."""
+        dues = list(islice(rest, self._size))
+        return self._recording(dues) if dues else None
+
+    def _emit(self, batch: Batch, won: set[RunKey] | None) -> list[Answer]:
         if won is None:
-            self._left.extend(Left(due, sent=sent) for due, sent in self._send(dues))
-            return
-        started = self._clock.elapsed()
-        mine = self._send([due for due in dues if due.key in won])
-        self._measure(len(mine), self._clock.elapsed() - started)
-        self._report([due for due, sent in mine if sent], batch)
-        # A slot of a plain task was closed in the ledger when it was recorded.
-        unsent = [due for due, sent in mine if not sent and not self._may_claim(due)]
+            self._left.extend(Left(due, sent=sent) for due, sent in self._send(batch.dues))
+            return []
+        unsent, reports = self._publish_won(batch, won)
         self._left.extend(Left(due, recorded=True) for due in unsent)
+        return reports
+
+    def _publish_won(self, batch: Batch, won: set[RunKey]) -> tuple[list[Due], list[Answer]]:
+        """Publish those that were new, and begin to report it.
+
+        Returns:
+            With the reports those that nobody will publish, as the broker is away: the slot of a
+            plain task was closed in the ledger when it was recorded.
+        """
+        started = self._clock.elapsed()
+        mine = self._send([due for due in batch.dues if due.key in won])
+        self._measure(len(mine), self._clock.elapsed() - started)
+        reports = self._report([due for due, sent in mine if sent], batch.name)
+        return [due for due, sent in mine if not sent and not self._may_claim(due)], reports
 
     @property
     def size(self) -> int:
@@ -114,31 +156,38 @@ class Emitter:
         Raises:
             LedgerError: the ledger did not answer; nothing was published.
         """
-        batch = uuid4().hex
-        won = self._ledger.insert_slots([self._new_slot(due) for due in dues], batch)
-        started = self._clock.elapsed()
-        mine = self._send([due for due in dues if due.key in won])
-        self._measure(len(mine), self._clock.elapsed() - started)
-        self._report([due for due, sent in mine if sent], batch)
-        return won, {due.key for due, sent in mine if not sent and not self._may_claim(due)}
+        name = uuid4().hex
+        won = self._ledger.insert_slots([self._new_slot(due) for due in dues], name)
+        unsent, reports = self._publish_won(Batch(dues, name), won)
+        self._finish(reports)
+        return won, {due.key for due in unsent}
 
     def _measure(self, number: int, took: float) -> None:
         if number:
             fitting = TIMELY * HANDOVER * number / max(took, 1e-6)
             self._size = max(FEWEST, min(MOST, 2 * self._size, int(fitting)))
 
-    def _record(self, dues: Sequence[Due], batch: str) -> set[RunKey] | None:
-        """Those of `dues` that this batch has recorded; None if the ledger is away."""
+    def _recording(self, dues: Sequence[Due]) -> Batch:
+        """Have `dues` recorded; without an answer if the ledger is away."""
+        batch = Batch(dues, uuid4().hex)
         if self._outage.is_left_alone:
-            return None
+            return batch
         slots = [self._new_slot(due) for due in dues]
+        with suppress(LedgerError), self._outage.watch(is_ledger_error, proves=False):
+            batch.answer = begin(self._ledger, "insert_slots", slots, batch.name)
+        return batch
+
+    def _wait(self, batch: Batch) -> set[RunKey] | None:
+        """Those that this batch has recorded; None if the ledger is away."""
+        if batch.answer is None:
+            return None
         try:
             with self._outage.watch(is_ledger_error):
-                return self._ledger.insert_slots(slots, batch)
+                return cast("set[RunKey]", batch.answer())
         except LedgerError:
             return None
 
-    def _report(self, dues: Iterable[Due], batch: str) -> None:
+    def _report(self, dues: Iterable[Due], batch: str) -> list[Answer]:
         """Tell the ledger what is done with, so that others leave it alone for a while."""
         now = self._clock.now()
         graces: defaultdict[float, list[RunKey]] = defaultdict(list)
@@ -148,13 +197,20 @@ class Emitter:
                 late.append(due.key)
             elif self._may_claim(due):
                 graces[self._grace.after(0, now, due.deadline, due.delay)].append(due.key)
-        try:
-            with self._outage.watch(is_ledger_error, proves=False):
-                for grace, keys in graces.items():
-                    self._ledger.published(keys, batch, grace)
-                self._ledger.close_unclaimed(late, batch, RunState.SKIPPED, TOO_LATE)
-        except LedgerError:
-            return  # They are published again in a second, by whoever is first.
+        reports: list[Answer] = []
+        with suppress(LedgerError), self._outage.watch(is_ledger_error, proves=False):
+            for grace, keys in graces.items():
+                reports.append(begin(self._ledger, "published", keys, batch, grace))
+            if late:
+                skipped = (late, batch, RunState.SKIPPED, TOO_LATE)
+                reports.append(begin(self._ledger, "close_unclaimed", *skipped))
+        return reports
+
+    def _finish(self, reports: Iterable[Answer]) -> None:
+        # What was not reported is published again in a second, by whoever is first.
+        with suppress(LedgerError), self._outage.watch(is_ledger_error, proves=False):
+            for answer in reports:
+                answer()
 
     def _send(self, dues: Sequence[Due]) -> list[tuple[Due, bool]]:
         """Publish; with each, False if it must be tried again when the broker is there."""
@@ -222,12 +278,15 @@ class Emitter:
     def _record_left(self) -> bool:
         """Record some; False if there are none, or the ledger is away."""
         some = list(islice((left for left in self._left if not left.recorded), MOST))
-        batch = uuid4().hex
-        won = self._record([left.due for left in some], batch) if some else None
+        if not some:
+            return False
+        batch = self._recording([left.due for left in some])
+        won = self._wait(batch)
         if won is None:
             return False
         for left in some:
             left.recorded = True
             left.looked_after = left.due.key not in won or self._may_claim(left.due)
-        self._report([left.due for left in some if left.sent and left.due.key in won], batch)
+        sent = [left.due for left in some if left.sent and left.due.key in won]
+        self._finish(self._report(sent, batch.name))
         return True

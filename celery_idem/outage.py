@@ -101,27 +101,47 @@ def prompt(ledger: Ledger, limit: float = LIMIT) -> Ledger:
     return cast(Ledger, _Prompt(ledger, limit))
 
 
+def begin(ledger: Ledger, verb: str, *args: Any) -> Callable[[], Any]:
+    """Have `ledger` execute a verb, of which the result, called, waits for the answer.
+
+    What was begun is executed in that order. A ledger that is not `prompt` executes it when it is
+    waited for.
+
+    Raises:
+        LedgerUnavailable: by the result, too; so it does for all that the verb raises.
+    """
+    if isinstance(ledger, _Prompt):
+        return ledger.begin(verb, *args)
+    return partial(getattr(ledger, verb), *args)
+
+
 class _Prompt:
     def __init__(self, ledger: Ledger, limit: float) -> None:
         self._ledger = ledger
         self._limit = limit
         self._thread: _Hand | None = None
-        self._last: Future[Any] | None = None
+        self._overdue: Future[Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return partial(self._call, name)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self._last is not None and not self._last.done():
+        return self.begin(name, *args, **kwargs)()
+
+    def begin(self, name: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        if self._overdue is not None and not self._overdue.done():
             raise LedgerUnavailable("the ledger's database has not answered yet")
         self._thread = self._thread or _Hand()
         verb = getattr(self._ledger, name)
-        self._last = self._thread.do(partial(verb, *args, **kwargs))
+        return partial(self._wait, self._thread.do(partial(verb, *args, **kwargs)))
+
+    def _wait(self, answer: Future[Any]) -> Any:
         try:
-            return self._last.result(self._limit)
+            return answer.result(self._limit)
         except NoAnswer as exc:
-            if self._last.done():
+            if answer.done():
                 raise
+            self._overdue = answer
             raise LedgerUnavailable(
                 f"the ledger's database has not answered within {self._limit:g} seconds"
             ) from exc

@@ -30,6 +30,7 @@ from celery_idem.reconcile import ROUND, Reconciler
 from celery_idem.sending import Sending
 from celery_idem.timetable import Timetable
 from celery_idem.tracks import Track
+from celery_idem.watched import Watched
 
 #: What `celery beat` passes for -s when nobody has said anything.
 DEFAULT_FILENAME = "celerybeat-schedule"
@@ -61,6 +62,9 @@ class IdempotentScheduler(Sending):
     def setup_schedule(self) -> None:
         if self._filename not in (None, DEFAULT_FILENAME):
             signals.schedule_file_ignored(str(self._filename))
+        # What a subclass has put in its place stays; all of it is looked at each time, then.
+        if type(self.schedule) is dict:
+            self.schedule = Watched(self.schedule)
         # As Celery's persistent scheduler: the other order would remove the default entries.
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import count
+from math import ceil
 from typing import Any
 
 from celery_idem import signals
@@ -23,11 +24,14 @@ from celery_idem.ledger import REFRESH, Ledger
 from celery_idem.outage import Outage, is_ledger_error
 from celery_idem.pauses import Pauses
 from celery_idem.tracks import YOUNG, Track
+from celery_idem.watched import Watched
 
 #: Entries that are asked about in one call of the ledger.
 CHUNK = 500
-#: Seconds after which a change of the schedule is seen at the latest.
+#: Seconds after which it is seen that the schedule has another entry, at the latest.
 ROUND = 1.0
+#: The same for an entry that was changed in place: all are looked at in this time, some a round.
+TURN = 50.0
 #: A clock that goes back by more than this was put back; by less, it was slewed.
 STEP = timedelta(seconds=1)
 
@@ -49,7 +53,11 @@ class Timetable:
         self._heap: list[tuple[datetime, int, Track]] = []
         self._numbers = count()
         self._look_at = float("-inf")
-        self._tell_at = float("-inf")
+        #: The schedule whose changes are known, and those of it to be looked at in this turn.
+        self._watched: Watched | None = None
+        self._to_look: list[Track] = []
+        self._told_at = float("-inf")
+        self._to_tell: list[Track] = []
         self._latest = clock.now()
 
     def entry(self, name: str | None) -> Any:
@@ -67,30 +75,53 @@ class Timetable:
     def follow(self, schedule: Mapping[str, Any]) -> None:
         """Notice entries that came, went, or were changed; at most once in `ROUND` seconds."""
         self._notice_halt()
-        if self._clock.elapsed() < self._look_at:
+        elapsed = self._clock.elapsed()
+        if elapsed < self._look_at:
             return
-        self._look_at = self._clock.elapsed() + ROUND
+        rounds = max(1.0, (elapsed - self._look_at) / ROUND + 1.0)
+        self._look_at = elapsed + ROUND
         # One moment for all: entries that begin together have their slots from there on.
         now = self._clock.now()
-        # In one step: other threads may change the schedule.
-        entries = list(schedule.items())
-        for name, entry in entries:
-            track = self._tracks.get(name)
-            if track is None:
-                self._begin(name, entry, now)
-            elif not track.shows(entry):
-                self._changed(track, entry, now)
-        if len(self._tracks) > len(entries):
-            for name in self._tracks.keys() - {name for name, _ in entries}:
-                self._drop(self._tracks[name])
+        if isinstance(schedule, Watched) and schedule is self._watched:
+            for name in schedule.changes():
+                self._follow_one(name, schedule.get(name), now)
+            self._look_over(schedule, rounds, now)
+        else:
+            self._follow_all(schedule, now)
         if len(self._heap) > 2 * len(self._tracks) + 1000:
             self._tidy_up()
+
+    def _follow_all(self, schedule: Mapping[str, Any], now: datetime) -> None:
+        self._watched = schedule if isinstance(schedule, Watched) else None
+        # In one step: other threads may change the schedule.
+        entries = dict(schedule)
+        for name in [*entries, *(self._tracks.keys() - entries.keys())]:
+            self._follow_one(name, entries.get(name), now)
+
+    def _follow_one(self, name: str, entry: Any, now: datetime) -> None:
+        track = self._tracks.get(name)
+        if track is None:
+            if entry is not None:
+                self._begin(name, entry, now)
+        elif entry is None:
+            self._drop(track)
+        elif not track.shows(entry):
+            self._changed(track, entry, now)
+
+    def _look_over(self, schedule: Mapping[str, Any], rounds: float, now: datetime) -> None:
+        """Notice changes in place, of some entries after the others."""
+        some = max(CHUNK, ceil(len(self._tracks) * min(1.0, rounds * ROUND / TURN)))
+        self._to_look = self._to_look or list(self._tracks.values())
+        for track in self._to_look[-some:]:
+            if not track.gone:
+                self._follow_one(track.name, schedule.get(track.name), now)
+        del self._to_look[-some:]
 
     def forget(self) -> None:
         """The clock is wrong, and all that was begun by it: begin anew, as at a start."""
         for track in list(self._tracks.values()):
             self._drop(track)
-        self._new, self._heap = [], []
+        self._new, self._heap, self._watched = [], [], None
         self._look_at = float("-inf")
 
     def _notice_halt(self) -> None:
@@ -147,23 +178,29 @@ class Timetable:
             some = self._new[:CHUNK]
             if self._ask(some):
                 del self._new[: len(some)]
-        is_time = self._clock.elapsed() >= self._tell_at
+        if not self._outage.is_left_alone:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Report entries that are still followed: each every `REFRESH` seconds, some at a time."""
+        elapsed, number = self._clock.elapsed(), len(self._tracks)
+        owed = number * min(1.0, (elapsed - self._told_at) / REFRESH)
         # Also for asking whether the ledger is there again: it must be written, as a database that
         # can only be read is of no use.
-        if (is_time or self._outage.away) and not self._outage.is_left_alone and self._tell():
-            self._tell_at = self._clock.elapsed() + REFRESH
-
-    def _tell(self) -> bool:
-        """Report the entries that are still followed; False if the ledger is away."""
-        tracks = self._tracks.values()
-        pairs = [(t.name, t.fingerprint) for t in tracks if t.fingerprint and not t.is_new]
+        if owed < min(number, CHUNK) and not self._outage.away:
+            return
+        self._to_tell = self._to_tell or list(self._tracks.values())
+        some = max(1, ceil(owed))
+        followed = [t for t in self._to_tell[-some:] if t.fingerprint and not (t.is_new or t.gone)]
+        pairs = [(track.name, track.fingerprint) for track in followed]
         try:
             for start in range(0, max(1, len(pairs)), CHUNK):
                 with self._outage.watch(is_ledger_error):
                     self._ledger.mark_seen(self._settings.namespace, pairs[start : start + CHUNK])
         except LedgerError:
-            return False
-        return True
+            return
+        del self._to_tell[-some:]
+        self._told_at = elapsed
 
     def _ask(self, tracks: list[Track]) -> bool:
         pairs = [(track.name, track.fingerprint) for track in tracks]
@@ -200,20 +237,13 @@ class Timetable:
             # A track may be in the heap more than once, under earlier moments.
             if track.gone or track.wake is None or track.wake > now:
                 continue
-            if not self._is_current(track, schedule, now):
+            self._follow_one(track.name, schedule.get(track.name), now)
+            if track.gone:
                 continue
             slots = self._advance(track, now)
             self._push(track)
             if slots:
                 yield track, slots
-
-    def _is_current(self, track: Track, schedule: Mapping[str, Any], now: datetime) -> bool:
-        entry = schedule.get(track.name)
-        if entry is None:
-            self._drop(track)
-        elif not track.shows(entry):
-            self._changed(track, entry, now)
-        return not track.gone
 
     def _advance(self, track: Track, now: datetime) -> list[datetime]:
         was_new = track.is_new

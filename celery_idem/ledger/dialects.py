@@ -1,24 +1,42 @@
 """What differs between databases, and nothing else.
 
-Owns three differences: how the database's clock is read and added to, how a row is inserted unless
-it is there, and how one statement inserts a row or changes it if a guard holds.
+Owns four differences: how the database's clock is read and added to, how a statement names many
+rows, how rows are inserted unless they are there, and how one statement inserts a row or changes it
+if a guard holds.
 Must not know what the tables mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, case
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Dialect,
+    String,
+    Table,
+    Text,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
 
-from celery_idem.ledger.schema import UtcDateTime
+from celery_idem.ledger.schema import FreeText, KeyText, UtcDateTime
 
 #: Columns of a row: as it stands (``current``) and as it was to be inserted (``new``).
 Columns = Any
@@ -65,16 +83,57 @@ def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     return f"strftime('{form}', 'now', {seconds})"
 
 
-# RETURNING is what makes SQLAlchemy send many rows as one statement to these two; without it, each
-# row would be a transaction of its own.
+class _Rows(TypeDecorator[Any]):
+    """Rows, each with a value for each of these columns, as JSON.
+
+    So the text of a statement is short, and the same for any number of rows. To read one with a
+    placeholder for each value takes a driver longer than all that the database does.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, *columns: Column[Any]) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        names = [c.name for c in self.columns]
+        free = {at: c.type for at, c in enumerate(self.columns) if isinstance(c.type, FreeText)}
+        rows = [list(row) for row in value]
+        for row in rows:
+            for at, type_ in free.items():
+                row[at] = type_.process_bind_param(row[at], dialect)
+        # Characters as they are: an escape of one that the database lacks is refused by it.
+        named = [dict(zip(names, row, strict=True)) for row in rows]
+        return json.dumps(named, ensure_ascii=False, default=str)
+
+    def given(self, bind: str) -> Any:
+        """The table of these rows, for PostgreSQL."""
+        columns = [column(c.name, _plain(c.type)) for c in self.columns]
+        rows = func.json_to_recordset(cast(bindparam(bind, type_=self), JSON))
+        return rows.table_valued(*columns).render_derived(name="given", with_types=True)
+
+
+def _plain(of: Any) -> Any:
+    """Without the collation of a key, and any length of a text."""
+    return Text() if isinstance(of, KeyText | FreeText | String) else of
+
+
+def among(dialect: str, columns: Sequence[Column[Any]], bind: str) -> ColumnElement[bool]:
+    """True of the rows whose `columns` are those of one of the rows given as `bind`."""
+    if dialect != "postgresql":
+        return tuple_(*columns).in_(bindparam(bind, expanding=True))
+    return tuple_(*columns).in_(select(*_Rows(*columns).given(bind).c))
 
 
 def _postgresql_insert_if_absent(table: Table) -> Insert:
-    insert = postgresql.insert(table).on_conflict_do_nothing()
-    return insert.returning(next(iter(table.primary_key)))
+    return postgresql.insert(table).on_conflict_do_nothing()
 
 
 def _sqlite_insert_if_absent(table: Table) -> Insert:
+    # RETURNING is what makes SQLAlchemy send many rows as one statement; without it, each row would
+    # be a transaction of its own.
     insert = sqlite.insert(table).on_conflict_do_nothing()
     return insert.returning(next(iter(table.primary_key)))
 
@@ -96,11 +155,28 @@ _IF_ABSENT: dict[str, Callable[[Table], Insert]] = {
 
 @lru_cache
 def insert_if_absent(dialect: str, table: Table) -> Insert:
-    """An insert that changes nothing if a row with this primary key is there.
-
-    For many rows too: one statement, as the rows are given as values.
-    """
+    """An insert that changes nothing if a row with this primary key is there."""
     return _IF_ABSENT[dialect](table)
+
+
+def insert_rows_if_absent(
+    dialect: str, table: Table, rows: Sequence[Mapping[str, Any]]
+) -> tuple[Insert, Any]:
+    """One statement, with its values, that inserts those of `rows` that are not there.
+
+    Arguments:
+        rows: all with the same columns, in the same order.
+    """
+    if dialect != "postgresql":
+        return insert_if_absent(dialect, table), rows
+    return _from_rows(table, tuple(rows[0])), {"b_rows": [list(row.values()) for row in rows]}
+
+
+@lru_cache
+def _from_rows(table: Table, names: tuple[str, ...]) -> Insert:
+    given = _Rows(*(table.c[name] for name in names)).given("b_rows")
+    insert = postgresql.insert(table).from_select(list(names), select(*given.c))
+    return insert.on_conflict_do_nothing()
 
 
 def insert_or_change(

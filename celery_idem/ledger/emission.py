@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, null, or_, select,
 from celery_idem.keys import EPOCH, RunKey
 from celery_idem.ledger import HANDOVER, NewSlot, beside_runs, check_closing
 from celery_idem.ledger.database import Answer, Database
-from celery_idem.ledger.dialects import db_now, insert_if_absent
+from celery_idem.ledger.dialects import db_now, insert_rows_if_absent
 from celery_idem.ledger.entries import EntriesSql
 from celery_idem.ledger.reading import read_runs
 from celery_idem.ledger.records import LeaseCount, LiveBeat
@@ -145,7 +145,7 @@ class EmissionSql(EntriesSql):
     def _write(self, statement: Any, parameters: Mapping[str, Any]) -> Answer: ...
 
     def _insert_if_absent(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        self._run(insert_if_absent(self.database.dialect, table), rows)
+        self._run(*insert_rows_if_absent(self.database.dialect, table, rows))
 
     def insert_slots(self, slots: Sequence[NewSlot], batch: str) -> set[RunKey]:
         won: set[RunKey] = set()

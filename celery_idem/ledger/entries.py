@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Table, bindparam, func, null, select, tuple_, update
+from sqlalchemy import Table, bindparam, func, null, select, update
 
-from celery_idem.ledger.database import Answer
-from celery_idem.ledger.dialects import db_now
+from celery_idem.ledger.database import Answer, Database
+from celery_idem.ledger.dialects import among, db_now
 from celery_idem.ledger.pauses import PausesSql
 from celery_idem.ledger.records import REFRESH, counts_as_new
 from celery_idem.ledger.rows import chunks, entry_name, micros
@@ -23,28 +24,32 @@ from celery_idem.ledger.schema import entries
 from celery_idem.ledger.statements import after
 
 #: Pairs, as the fingerprint that one entry has now may be the one that another had before.
-_PAIRS = tuple_(entries.c.entry, entries.c.fingerprint).in_(bindparam("b_pairs", expanding=True))
-
-_SEEN = update(entries).where(_PAIRS).values(last_seen_at=db_now())
-
-#: Beats that follow the same entries write them once, not once each.
-_SEEN_STILL = _SEEN.where(entries.c.last_seen_at <= after("b_before"))
+_PAIR = (entries.c.entry, entries.c.fingerprint)
 
 _OF_ENTRY = entries.alias("of_entry")
 
-_LAST_SEEN = select(
-    entries.c.entry,
-    entries.c.fingerprint,
-    entries.c.last_seen_at,
-    select(func.max(_OF_ENTRY.c.last_seen_at))
-    .where(_OF_ENTRY.c.entry == entries.c.entry)
-    .scalar_subquery()
-    .label("latest"),
-).where(_PAIRS)
 
-_SEEN_LAST = select(entries.c.entry, entries.c.fingerprint, entries.c.last_seen_at).where(_PAIRS)
+class Statements:
+    """Those about many entries, for one kind of database."""
 
-_ACTIVE = select(entries.c.entry, entries.c.fingerprint, entries.c.active_since).where(_PAIRS)
+    def __init__(self, dialect: str) -> None:
+        these = among(dialect, _PAIR, "b_pairs")
+        self.seen = update(entries).where(these).values(last_seen_at=db_now())
+        #: Beats that follow the same entries write them once, not once each.
+        self.seen_still = self.seen.where(entries.c.last_seen_at <= after("b_before"))
+        self.last_seen = select(
+            *_PAIR,
+            entries.c.last_seen_at,
+            select(func.max(_OF_ENTRY.c.last_seen_at))
+            .where(_OF_ENTRY.c.entry == entries.c.entry)
+            .scalar_subquery()
+            .label("latest"),
+        ).where(these)
+        self.seen_last = select(*_PAIR, entries.c.last_seen_at).where(these)
+        self.active = select(*_PAIR, entries.c.active_since).where(these)
+
+
+statements = lru_cache(Statements)
 
 _ONE_ENTRY = (
     entries.c.entry == bindparam("b_entry"),
@@ -76,11 +81,17 @@ _AGREE_FIRST = (
 class EntriesSql(PausesSql):
     """The verbs of entries; `EmissionSql` adds those of slots."""
 
+    database: Database
+
     @abstractmethod
     def _run(self, statement: Any, parameters: Any = None) -> Answer: ...
 
     @abstractmethod
     def _insert_if_absent(self, table: Table, rows: list[dict[str, Any]]) -> None: ...
+
+    @property
+    def _of_entries(self) -> Statements:
+        return statements(self.database.dialect)
 
     def activate(
         self, namespace: str, entries_: Iterable[tuple[str, str]]
@@ -93,15 +104,15 @@ class EntriesSql(PausesSql):
                 entries, [_new_entry(entry, fingerprint, now) for entry, fingerprint in chunk]
             )
             self._begin_anew(chunk)
-            self._run(_SEEN, {"b_pairs": chunk})
-            for row in self._run(_ACTIVE, {"b_pairs": chunk}).rows:
+            self._run(self._of_entries.seen, {"b_pairs": chunk})
+            for row in self._run(self._of_entries.active, {"b_pairs": chunk}).rows:
                 active[names[row.entry, row.fingerprint], row.fingerprint] = row.active_since
         return active
 
     def _begin_anew(self, pairs: list[tuple[str, str]]) -> None:
         # What was read stays true: others of the entry are only seen later and later, and this one
         # is compared once more by the update.
-        for row in self._run(_LAST_SEEN, {"b_pairs": pairs}).rows:
+        for row in self._run(self._of_entries.last_seen, {"b_pairs": pairs}).rows:
             if counts_as_new(row.last_seen_at, row.latest):
                 one = {"b_entry": row.entry, "b_fingerprint": row.fingerprint}
                 self._run(_BEGIN_ANEW, {**one, "b_seen": row.last_seen_at})
@@ -112,7 +123,7 @@ class EntriesSql(PausesSql):
         seen: dict[tuple[str, str], datetime] = {}
         names = {(entry_name(namespace, name), print_): name for name, print_ in entries_}
         for chunk in chunks(sorted(names)):
-            for row in self._run(_SEEN_LAST, {"b_pairs": chunk}).rows:
+            for row in self._run(self._of_entries.seen_last, {"b_pairs": chunk}).rows:
                 pair = row.entry, row.fingerprint
                 seen[names[pair], row.fingerprint] = row.last_seen_at
         return seen
@@ -120,7 +131,8 @@ class EntriesSql(PausesSql):
     def mark_seen(self, namespace: str, entries_: Iterable[tuple[str, str]]) -> None:
         pairs = {(entry_name(namespace, name), print_) for name, print_ in entries_}
         for chunk in chunks(sorted(pairs)):
-            self._run(_SEEN_STILL, {"b_pairs": chunk, "b_before": micros(-REFRESH / 2)})
+            before = micros(-REFRESH / 2)
+            self._run(self._of_entries.seen_still, {"b_pairs": chunk, "b_before": before})
 
     def agreed_slot(self, namespace: str, entry: str, fingerprint: str) -> datetime | None:
         rows = self._run(_AGREED, _one_entry(namespace, entry, fingerprint)).rows

@@ -189,7 +189,7 @@ class Interrupted(SqlLedger):
 
     def _run(self, statement: Any, parameters: Any = None) -> Answer:
         answer = super()._run(statement, parameters)
-        if statement is entries._LAST_SEEN and self.between:
+        if statement is entries.statements(self.database.dialect).last_seen and self.between:
             self.between()
         return answer
 
