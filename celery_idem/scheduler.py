@@ -49,6 +49,7 @@ class IdempotentScheduler(Sending):
     grace = Grace()
     #: Seconds without a tick after which this beat is not healthy any more.
     presence = LASTS
+    data: Any
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._settings = Settings.of(app)
@@ -62,9 +63,9 @@ class IdempotentScheduler(Sending):
     def setup_schedule(self) -> None:
         if self._filename not in (None, DEFAULT_FILENAME):
             signals.schedule_file_ignored(str(self._filename))
-        # What a subclass has put in its place stays; all of it is looked at each time, then.
-        if type(self.schedule) is dict:
-            self.schedule = Watched(self.schedule)
+        # Whoever has another mapping keeps it: all of it is looked at each time, then.
+        if type(self.data) is dict:
+            self.data = Watched(self.data)
         # As Celery's persistent scheduler: the other order would remove the default entries.
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)

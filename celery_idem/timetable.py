@@ -184,14 +184,18 @@ class Timetable:
     def _tell(self) -> None:
         """Report entries that are still followed: each every `REFRESH` seconds, some at a time."""
         elapsed, number = self._clock.elapsed(), len(self._tracks)
-        owed = number * min(1.0, (elapsed - self._told_at) / REFRESH)
+        # Where some wait for their turn it must come sooner, for none to be reported too late.
+        period = REFRESH if number <= CHUNK else 0.75 * REFRESH
+        owed = number * min(1.0, (elapsed - self._told_at) / period)
         # Also for asking whether the ledger is there again: it must be written, as a database that
         # can only be read is of no use.
         if owed < min(number, CHUNK) and not self._outage.away:
             return
-        self._to_tell = self._to_tell or list(self._tracks.values())
-        some = max(1, ceil(owed))
-        followed = [t for t in self._to_tell[-some:] if t.fingerprint and not (t.is_new or t.gone)]
+        some = number if owed >= number else min(number, CHUNK * max(1, int(owed / CHUNK)))
+        if len(self._to_tell) < some:
+            self._to_tell = [*self._tracks.values(), *self._to_tell]
+        turn = self._to_tell[len(self._to_tell) - some :]
+        followed = [t for t in turn if t.fingerprint and not (t.is_new or t.gone)]
         pairs = [(track.name, track.fingerprint) for track in followed]
         try:
             for start in range(0, max(1, len(pairs)), CHUNK):
@@ -199,8 +203,8 @@ class Timetable:
                     self._ledger.mark_seen(self._settings.namespace, pairs[start : start + CHUNK])
         except LedgerError:
             return
-        del self._to_tell[-some:]
-        self._told_at = elapsed
+        del self._to_tell[len(self._to_tell) - some :]
+        self._told_at = elapsed - period * max(0.0, owed - some) / max(1, number)
 
     def _ask(self, tracks: list[Track]) -> bool:
         pairs = [(track.name, track.fingerprint) for track in tracks]
