@@ -1,0 +1,143 @@
+"""Slots are recorded while those before them are published; whatever happens in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from celery_idem.due import Due
+from celery_idem.emitter import FEWEST
+from celery_idem.errors import LedgerUnavailable
+from celery_idem.ledger import Ledger
+from celery_idem.outage import prompt
+from tests.contract.stores import SettableClock
+from tests.unit.beats import (
+    ShakyLedger,
+    UnitScheduler,
+    make_app,
+    make_beat,
+    messages,
+    rows,
+    run_for,
+    slots,
+)
+
+#: Seconds after which something that was to come will not.
+DEADLINE = 30
+SCHEDULE = {f"e{number}": {"task": "note", "schedule": 10} for number in range(3 * FEWEST)}
+
+
+class Prompt(UnitScheduler):
+    """A beat that asks its ledger in a thread, as in a real process."""
+
+    ledger: ShakyLedger
+    #: Called before each publish.
+    before: Callable[[], object] = staticmethod(lambda: None)
+
+    def make_ledger(self) -> Ledger:
+        return prompt(self.ledger, limit=DEADLINE)
+
+    def publish(self, due: Due, **options: Any) -> Any:
+        self.before()
+        return super().publish(due, **options)
+
+
+class Watching(ShakyLedger):
+    """A ledger that notices what is asked of it.
+
+    Attributes:
+        inserts: how many statements have recorded slots.
+        fails_at: the number of the insert from which on it is away.
+    """
+
+    def __init__(self, clock: SettableClock) -> None:
+        super().__init__(clock)
+        self.inserts = 0
+        self.fails_at = 1_000_000
+        self.again = threading.Semaphore(0)
+
+    def insert_slots(self, *args: Any) -> Any:
+        self.inserts += 1
+        if self.inserts >= self.fails_at:
+            raise LedgerUnavailable("the ledger's database is away")
+        won = super().insert_slots(*args)
+        self.again.release()
+        return won
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def ledger(clock: SettableClock) -> Watching:
+    return Watching(clock)
+
+
+@pytest.fixture
+def going(ledger: Watching, clock: SettableClock) -> Prompt:
+    made = make_beat(make_app(SCHEDULE), ledger, clock, cls=Prompt)
+    assert isinstance(made, Prompt)
+    made.tick()
+    clock.advance(10)
+    return made
+
+
+def test_the_next_slots_are_recorded_before_the_last_ones_are_published(
+    going: Prompt, ledger: Watching
+) -> None:
+    published = 0
+
+    def before() -> None:
+        nonlocal published
+        if published == 0:
+            # Its own insert, and the one that goes on meanwhile.
+            for _ in range(2):
+                assert ledger.again.acquire(timeout=DEADLINE)
+        published += 1
+
+    going.before = before
+    going.tick()
+    assert published == len(SCHEDULE) == len(set(slots(messages(going.app))))
+    assert {row.emit_count for row in rows(ledger)} == {1}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_ledger_that_goes_away_in_between_holds_up_nothing(
+    going: Prompt, ledger: Watching, number: int
+) -> None:
+    ledger.fails_at = number
+    going.tick()
+    assert len(messages(going.app)) == len(SCHEDULE)
+    ledger.fails_at = 1_000_000
+    run_for(going, 5)
+    assert len(rows(ledger)) == len(SCHEDULE)
+    assert {row.emit_count for row in rows(ledger)} == {1}
+    assert not messages(going.app)
+
+
+def test_a_beat_that_ends_in_between_leaves_what_it_has_recorded_to_others(
+    going: Prompt, ledger: Watching, clock: SettableClock
+) -> None:
+    def end() -> None:
+        assert ledger.again.acquire(timeout=DEADLINE)
+        if ledger.inserts >= 2:
+            raise SystemExit(0)
+
+    going.before = end
+    with pytest.raises(SystemExit):
+        going.tick()
+    going.close()
+    clock.advance(-5)
+    other = make_beat(make_app(SCHEDULE), ledger, clock)
+    other.tick()
+    run_for(other, 9)
+    found = messages(going.app) + messages(other.app)
+    assert set(slots(found)) >= {
+        (row.entry, row.key.text.partition("@")[2]) for row in rows(ledger)
+    }
+    assert {row.emit_count for row in rows(ledger)} == {1}
