@@ -12,14 +12,14 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from celery.beat import ScheduleEntry
+from celery.beat import ScheduleEntry, Scheduler
 
 from celery_idem import signals
 from celery_idem.agreement import Agreement
 from celery_idem.config import Settings
 from celery_idem.due import Due
 from celery_idem.emitter import Emitter
-from celery_idem.entry import Entry
+from celery_idem.entry import Entry, copied
 from celery_idem.errors import LedgerError
 from celery_idem.ledger import Ledger
 from celery_idem.member import Member
@@ -49,13 +49,15 @@ class IdempotentScheduler(Sending):
     grace = Grace()
     #: Seconds without a tick after which this beat is not healthy any more.
     presence = LASTS
-    data: Any
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._settings = Settings.of(app)
         self._filename = kwargs.get("schedule_filename")
         self._reconcile_at = float("-inf")
         self._is_open = False
+        if not args and kwargs.get("schedule") is None:
+            # Whoever has another mapping keeps it: all of it is looked at each time, then.
+            kwargs["schedule"] = Watched()
         super().__init__(app, *args, **kwargs)
 
     # -- Celery's seams --------------------------------------------------------------------------
@@ -63,9 +65,6 @@ class IdempotentScheduler(Sending):
     def setup_schedule(self) -> None:
         if self._filename not in (None, DEFAULT_FILENAME):
             signals.schedule_file_ignored(str(self._filename))
-        # Whoever has another mapping keeps it: all of it is looked at each time, then.
-        if type(self.data) is dict:
-            self.data = Watched(self.data)
         # As Celery's persistent scheduler: the other order would remove the default entries.
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
@@ -159,7 +158,7 @@ class IdempotentScheduler(Sending):
         self._outage = outage
         self._agreement = Agreement(ledger, outage, clock)
         self._presence = Presence(settings.namespace, ledger, outage, clock, self.presence)
-        self._timetable = Timetable(settings, ledger, outage, clock)
+        self._timetable = Timetable(settings, ledger, outage, clock, self._postponed)
         self._emitter = Emitter(ledger, settings, self, sender, outage, clock, self.grace)
         self._reconciler = Reconciler(ledger, settings, self, sender, clock, self.grace)
         self._is_open = True
@@ -199,6 +198,22 @@ class IdempotentScheduler(Sending):
                     yield Due.of(track.name, entry, slot, self._settings, self.app)
                 except Exception as exc:
                     signals.entry_broken(track.name, exc)
+
+    def _postponed(self, track: Track, now: datetime) -> Any:
+        """Seconds for which an `is_due` of somebody's own holds the track's slots back; 0: not.
+
+        Celery's is not asked: what is due are the slots.
+        """
+        entry = track.entry
+        if type(self).is_due is Scheduler.is_due and type(entry).is_due is ScheduleEntry.is_due:
+            return 0
+        # Not the time of this beat's last publish: Celery counts intervals from there on.
+        last = track.slot_before(now)
+        if last is None:
+            return 0
+        asked = copied(entry, last_run_at=entry.schedule.maybe_make_aware(last))
+        is_due, seconds = self.is_due(asked)
+        return 0 if is_due else seconds
 
     def _advance(self, track: Track) -> None:
         # Celery's counters; the entry that is published is the one before, as there.

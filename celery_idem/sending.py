@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
+from celery import beat
 from celery.beat import Scheduler, SchedulingError
 from kombu.exceptions import KombuError, OperationalError
 
@@ -17,7 +18,7 @@ from celery_idem import messages
 from celery_idem.clock import SYSTEM, Clock
 from celery_idem.config import Settings
 from celery_idem.due import Due
-from celery_idem.entry import checked, own_options
+from celery_idem.entry import checked, copied, own_options
 from celery_idem.run import RunRow
 
 #: Unless an entry says otherwise, a publish reconnects once and is given up then:
@@ -29,6 +30,25 @@ LIMITS: dict[str, dict[str, float]] = {
     "redis": {"socket_timeout": 5.0},
     "amqp": {"read_timeout": 5.0, "write_timeout": 5.0},
 }
+
+
+class _Attempt:
+    """A scheduler that keeps what came of its `apply_async`."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def apply_async(self, entry: Any, **options: Any) -> Any:
+        try:
+            self.result = self._scheduler.apply_async(entry, **options)
+        except Exception as exc:
+            self.error = exc
+        return self.result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
 
 
 class Sending(Scheduler):
@@ -55,18 +75,30 @@ class Sending(Scheduler):
 
     def publish(self, due: Due, **options: Any) -> Any:
         """Publish the message of a due slot; raises what the broker raises."""
-        # Not `copy.copy`, for which entries have a constructor that unbinds their schedule from
-        # the app.
-        stamped = object.__new__(type(due.entry))
-        stamped.__dict__.update(due.entry.__dict__)
-        stamped.args, stamped.kwargs = due.args, due.kwargs
-        stamped.options = {
+        options = {
             **self._retry_options(),
             **due.publish_options(self._settings),
             **messages.start_at(due.eta, self.clock.now()),
             **options,
         }
-        return self.apply_async(stamped, producer=self.producer, advance=False)
+        stamped = copied(due.entry, args=due.args, kwargs=due.kwargs, options=options)
+        return self.apply_entry(stamped, producer=self.producer)
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> Any:
+        """Publish an entry, as `Celery's own <celery.beat.Scheduler>` does it; return the result.
+
+        Raises:
+            Exception: what `apply_async` raises. Celery's logs it, and the slot is lost.
+        """
+        celerys: Any = Scheduler.apply_entry
+        if celerys.__code__.co_filename == beat.__file__:
+            return self.apply_async(entry, producer=producer, advance=False)
+        # Somebody has put a function of theirs around Celery's, as Sentry does for its monitors.
+        attempt = _Attempt(self)
+        celerys(attempt, entry, producer=producer)
+        if attempt.error is not None:
+            raise attempt.error
+        return attempt.result
 
     def together(self) -> AbstractContextManager[object]:
         """What is published within goes out at its end, by one round trip where kombu can (5.7)."""

@@ -19,6 +19,7 @@ from celery_idem import signals
 from celery_idem.aligned import plain_of
 from celery_idem.clock import SYSTEM, UTC, Clock
 from celery_idem.config import Settings
+from celery_idem.entry import copied
 from celery_idem.errors import InvalidSchedule
 from celery_idem.keys import RunKey, Stamp
 from celery_idem.slots import latest_slot
@@ -104,17 +105,11 @@ class StampingMixin(_Scheduler):
         return RunKey.for_slot(self._settings.namespace, entry.name, slot)
 
     def _stamped(self, entry: Any, key: RunKey) -> Any:
-        """A copy of the entry: options that are stored, or that others publish, stay as they are.
-
-        Not by `copy.copy`, for which entries have constructors of their own.
-        """
-        stamped = object.__new__(type(entry))
-        stamped.__dict__.update(entry.__dict__)
+        # Options that are stored, or that others publish, stay as they are.
         options: Mapping[str, Any] = entry.options or {}
         stamp = Stamp(key, entry.name, overlap=self._settings.overlap)
         headers = stamp.write(options.get("headers"), entry.task, self._settings.signing_key)
-        stamped.options = {**options, "headers": headers, "task_id": key.task_id}
-        return stamped
+        return copied(entry, options={**options, "headers": headers, "task_id": key.task_id})
 
 
 def _aware(moment: Any, clock: Clock) -> datetime:

@@ -8,7 +8,7 @@ Must not know how a slot is emitted.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import count
@@ -37,13 +37,26 @@ STEP = timedelta(seconds=1)
 
 
 class Timetable:
-    """The entries of one beat."""
+    """The entries of one beat.
 
-    def __init__(self, settings: Settings, ledger: Ledger, outage: Outage, clock: Clock) -> None:
+    Arguments:
+        postponed: asked before the slots of a track are handed out; seconds until it is asked
+            again, 0 if they are due.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        outage: Outage,
+        clock: Clock,
+        postponed: Callable[[Track, datetime], Any] = lambda track, now: 0,
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._outage = outage
         self._clock = clock
+        self._postponed = postponed
         self._pauses = Pauses(settings, ledger, outage, clock)
         self._decisions = Decisions(settings, ledger, outage)
         self._looked_at = clock.elapsed()
@@ -256,7 +269,9 @@ class Timetable:
         if pause is not None and track.heed(pause, now):
             return slots
         try:
-            if track.asks_ledger and self._outage.is_left_alone:
+            if seconds := self._postponed(track, now):
+                track.postpone(now, seconds)
+            elif track.asks_ledger and self._outage.is_left_alone:
                 track.wait(now)
             else:
                 with self._outage.watch(is_ledger_error, proves=False):

@@ -14,7 +14,7 @@ from itertools import islice
 from operator import is_
 from typing import Any, NamedTuple
 
-from celery_idem.clock import Clock
+from celery_idem.clock import UTC, Clock
 from celery_idem.config import Settings
 from celery_idem.due import check_task
 from celery_idem.entry import checked, in_time, own_options
@@ -43,6 +43,8 @@ PATIENCE, LONGEST_PATIENCE = timedelta(seconds=5), timedelta(seconds=300)
 SHORTEST_PATIENCE = timedelta(seconds=0.05)
 #: How soon a paused entry is looked at again.
 PAUSED = timedelta(seconds=1)
+#: Before all slots.
+_BEGINNING = datetime(2, 1, 1, tzinfo=UTC)
 #: The next moment.
 _NEXT = timedelta(microseconds=1)
 
@@ -198,6 +200,17 @@ class Track:
     def wait(self, now: datetime) -> None:
         """Nothing can be done at the moment: look again, from the same place."""
         self.wake = now + PATIENCE
+
+    def postpone(self, now: datetime, seconds: object) -> None:
+        """What is due is not to be handed out yet: look again, from the same place."""
+        self.wake = now + _pause(seconds)
+
+    def slot_before(self, now: datetime) -> datetime | None:
+        """The slot before the one that is due at `now`; None if none is due, or not known here."""
+        if not self._ready or self._custom:
+            return None
+        due = latest_slot(self._schedule, self.cursor, now)
+        return None if due is None else latest_slot(self._schedule, _BEGINNING, due - _NEXT)
 
     def fails(self, now: datetime) -> None:
         """The schedule has raised something: look again, later after each time."""
