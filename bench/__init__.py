@@ -9,4 +9,4 @@ Must not be imported by the package or by its tests: no test asserts a time.
 from __future__ import annotations
 
 #: Modules of this package that measure, in the order in which they are run.
-MODULES = ("claim", "worker", "beat", "memory", "locks")
+MODULES = ("claim", "worker", "beat", "beats", "memory", "locks")

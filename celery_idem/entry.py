@@ -6,6 +6,7 @@ Owns the options that an entry has beyond those of Celery. Must not know when an
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import lru_cache
 from inspect import signature
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -46,6 +47,8 @@ class Checked(NamedTuple):
 FOREVER = 1e9
 
 OPTIONS = Options._fields
+#: Of an entry that says nothing: one for all of them.
+_NONE = Options()
 _of_ours = attrgetter(*OPTIONS)
 #: All that users may write, and what `ScheduleEntry` takes.
 _KNOWN = ("task", "schedule", "args", "kwargs", "options", "relative", *OPTIONS)
@@ -106,7 +109,9 @@ class Entry(ScheduleEntry):
 
     def _set(self, own: Options) -> None:
         for name, value in own._asdict().items():
-            setattr(self, name, value)
+            # What is not written takes no memory: there may be many entries.
+            if value is not getattr(self, name):
+                setattr(self, name, value)
 
     def editable_fields_equal(self, other: Any) -> bool:
         return bool(super().editable_fields_equal(other)) and own_options(self) == own_options(
@@ -132,8 +137,10 @@ def copied(entry: Any, **changes: Any) -> Any:
 def own_options(entry: Any) -> Options:
     """What is written in any entry: Celery's own class has no options of ours."""
     if isinstance(entry, Entry):
-        return Options(*_of_ours(entry))
-    return Options(*(getattr(entry, name, None) for name in OPTIONS))
+        own = _of_ours(entry)
+    else:
+        own = tuple(getattr(entry, name, None) for name in OPTIONS)
+    return _NONE if own == _NONE else Options(*own)
 
 
 def checked(owner: str, own: Options, settings: Settings) -> Checked:
@@ -165,4 +172,10 @@ def in_time(entry: Any, start_deadline: float | None) -> timedelta:
     if isinstance(expires, timedelta):
         expires = expires.total_seconds()
     limits = [s for s in (start_deadline, expires) if isinstance(s, int | float)]
-    return timedelta(seconds=min(limits, default=FOREVER))
+    return duration(min(limits, default=FOREVER))
+
+
+@lru_cache(maxsize=1024)
+def duration(seconds: float) -> timedelta:
+    """One object for all entries for which it is as long."""
+    return timedelta(seconds=seconds)

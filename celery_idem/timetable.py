@@ -101,13 +101,13 @@ class Timetable:
             self._look_over(schedule, rounds, now)
         else:
             self._follow_all(schedule, now)
-        if len(self._heap) > 2 * len(self._tracks) + 1000:
+        if len(self._heap) > 1.25 * len(self._tracks) + 1000:
             self._tidy_up()
 
     def _follow_all(self, schedule: Mapping[str, Any], now: datetime) -> None:
         self._watched = schedule if isinstance(schedule, Watched) else None
         # In one step: other threads may change the schedule.
-        entries = dict(schedule)
+        entries = schedule.all() if isinstance(schedule, Watched) else dict(schedule)
         for name in [*entries, *(self._tracks.keys() - entries.keys())]:
             self._follow_one(name, entries.get(name), now)
 
@@ -228,11 +228,13 @@ class Timetable:
         except LedgerError:
             return False
         now = self._clock.now()
+        same: dict[datetime, datetime] = {}
         for track in tracks:
             if track.is_new:
                 # The row may be gone again: somebody has cleared the table.
                 pair = track.name, track.fingerprint
-                track.activate(since.get(pair, now), now)
+                moment = since.get(pair, now)
+                track.activate(same.setdefault(moment, moment), now)
                 self._decisions.consider(track, seen.get(pair), now)
                 self._push(track)
         return True

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from celery_idem.clock import UTC, Clock
 from celery_idem.config import Settings
 from celery_idem.due import check_task
-from celery_idem.entry import checked, in_time, own_options
-from celery_idem.errors import IdemError, ImproperlyConfigured
+from celery_idem.entry import checked, duration, in_time, own_options
+from celery_idem.errors import ImproperlyConfigured
 from celery_idem.keys import EPOCH, RunKey, iso
 from celery_idem.ledger import Ledger, Pause
 from celery_idem.policy import CatchUp
@@ -68,6 +68,31 @@ class Track:
         gone: the schedule does not have it any more, or has it with other slots.
     """
 
+    # There may be many of them.
+    __slots__ = (
+        "_catchup",
+        "_clock",
+        "_custom",
+        "_failures",
+        "_halted_at",
+        "_in_time",
+        "_is_paused",
+        "_own",
+        "_ready",
+        "_schedule",
+        "_settings",
+        "_since",
+        "_window",
+        "began",
+        "cursor",
+        "entry",
+        "fingerprint",
+        "gone",
+        "is_new",
+        "name",
+        "wake",
+    )
+
     def __init__(
         self, name: str, entry: Any, settings: Settings, clock: Clock, now: datetime
     ) -> None:
@@ -97,7 +122,6 @@ class Track:
             Exception: whatever a schedule of somebody else's raises.
         """
         entry = self.entry
-        self._described = _described(entry)
         self._schedule = entry.schedule
         self._own = own_options(entry)
         RunKey.for_slot(self._settings.namespace, self.name, EPOCH)
@@ -109,7 +133,7 @@ class Track:
         owner = f"entry {self.name!r}"
         options = checked(owner, self._own, self._settings)
         self._catchup = options.catchup
-        self._window = max(timedelta(seconds=options.catchup_window), YOUNG)
+        self._window = max(duration(options.catchup_window), YOUNG)
         self._in_time = in_time(entry, options.start_deadline)
         check(self._schedule)
         self._custom = agreed_by_ledger(self._schedule)
@@ -134,9 +158,10 @@ class Track:
 
     def accept(self, entry: Any) -> bool:
         """True if `entry` has the same slots, and is followed from here on."""
-        if not self._ready or _described(entry) != self._described:
+        own = own_options(entry)
+        if not self._ready or own != self._own or fingerprint(entry.schedule) != self.fingerprint:
             return False
-        self.entry, self._schedule, self._own = entry, entry.schedule, own_options(entry)
+        self.entry, self._schedule, self._own = entry, entry.schedule, own
         return True
 
     def activate(self, since: datetime, now: datetime) -> None:
@@ -302,12 +327,3 @@ def _pause(seconds: object) -> timedelta:
     if not seconds < PATIENCE.total_seconds():
         return PATIENCE
     return max(SHORTEST_PATIENCE, timedelta(seconds=max(0.0, seconds)))
-
-
-def _described(entry: Any) -> tuple[Any, ...]:
-    """Equal for entries with the same slots."""
-    try:
-        print_ = fingerprint(entry.schedule)
-    except IdemError:
-        print_ = repr(entry.schedule)
-    return (print_, *own_options(entry))

@@ -6,6 +6,7 @@ second. Must not know what an entry is.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,47 +16,53 @@ class Watched(dict[str, Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._changed: set[str] = set()
+        # Not a set, which would stay as large as it once was.
+        self._changed: deque[str] = deque()
 
     def changes(self) -> Iterator[str]:
-        """The keys that were set or deleted since they were asked for last."""
+        """The keys that were set or deleted since they were asked for last; some more than once."""
         while self._changed:
-            yield self._changed.pop()
+            yield self._changed.popleft()
+
+    def all(self) -> dict[str, Any]:
+        """All that is in it, in one step; changes that were made before are not told of."""
+        self._changed.clear()
+        return dict(self)
 
     # Noted after the change: who asks in between finds it the next time.
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        self._changed.add(key)
+        self._changed.append(key)
 
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        self._changed.add(key)
+        self._changed.append(key)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         value = super().setdefault(key, default)
-        self._changed.add(key)
+        self._changed.append(key)
         return value
 
     def pop(self, key: str, *default: Any) -> Any:
         value = super().pop(key, *default)
-        self._changed.add(key)
+        self._changed.append(key)
         return value
 
     def popitem(self) -> tuple[str, Any]:
         key, value = super().popitem()
-        self._changed.add(key)
+        self._changed.append(key)
         return key, value
 
     def clear(self) -> None:
         keys = list(self)
         super().clear()
-        self._changed.update(keys)
+        self._changed.extend(keys)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         new = dict(*args, **kwargs)
         super().update(new)
-        self._changed.update(new)
+        self._changed.extend(new)
 
     def __ior__(self, other: Any) -> Watched:  # type: ignore[override,misc]
         self.update(other)

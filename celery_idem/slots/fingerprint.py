@@ -10,6 +10,7 @@ Must not know what a fingerprint is used for.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
 from enum import Enum
@@ -54,7 +55,8 @@ def fingerprint(candidate: BaseSchedule) -> str:
     """
     kind = kind_of(candidate)
     text = json.dumps(_definition(kind, candidate), sort_keys=True, separators=(",", ":"))
-    return f"{kind}-{blake2b(text.encode(), digest_size=16).hexdigest()}"
+    # One string for all entries with the same slots: a beat may have many of them.
+    return sys.intern(f"{kind}-{blake2b(text.encode(), digest_size=16).hexdigest()}")
 
 
 def _definition(kind: str, candidate: Any) -> list[Any]:
