@@ -90,6 +90,8 @@ class Sending(Scheduler):
         Raises:
             Exception: what `apply_async` raises. Celery's logs it, and the slot is lost.
         """
+        if not self._settings.enabled:
+            return super().apply_entry(entry, producer=producer)
         celerys: Any = Scheduler.apply_entry
         if celerys.__code__.co_filename == beat.__file__:
             return self.apply_async(entry, producer=producer, advance=False)

@@ -107,9 +107,10 @@ def test_a_slot_is_not_started_after_its_deadline(stage: BeatStage) -> None:
     wait_for(lambda: stage.states("short")[RunState.SCHEDULED] <= 1, PATIENCE, "an end of each")
     stage.beats(1)
     stage.wait_until_quiet()
-    skipped = [run for run in stage.runs("short") if run.key.slot <= last]
+    # Those of the seconds after the beats' death may still be in time.
+    skipped = [run for run in stage.runs("short") if run.deadline and run.deadline <= last]
     assert {(run.state, run.error) for run in skipped} == {(RunState.SKIPPED, TOO_LATE)}
-    assert [slot for slot in stage.slots("short") if slot <= last] == []
+    assert {run.key.slot for run in skipped}.isdisjoint(stage.slots("short"))
 
 
 def test_a_slot_that_is_started_in_time_runs(stage: BeatStage) -> None:

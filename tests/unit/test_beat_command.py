@@ -93,21 +93,27 @@ def test_entries_differ_by_their_policy_too() -> None:
     assert entry.catchup == "all"
 
 
-def test_switched_off_it_is_celerys_scheduler(clock: SettableClock) -> None:
-    app = make_app(
-        {"e": {"task": "note", "schedule": timedelta(microseconds=1)}}, idem_enabled=False
-    )
+def test_switched_off_it_is_celerys_scheduler(
+    clock: SettableClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "celery.beat")
+    often = timedelta(microseconds=1)
+    broken = {"task": "note", "schedule": often, "args": (lambda: None,)}
+    app = make_app({"e": {"task": "note", "schedule": often}, "broken": broken}, idem_enabled=False)
     ledger = ShakyLedger(clock)
     off = make_beat(app, ledger, clock)
     started = SYSTEM.elapsed()
-    off.tick()
-    off.tick()
+    for _ in range(4):
+        off.tick()
     assert SYSTEM.elapsed() - started < 60
     found = messages(app)
     assert found
     assert all("idem_run_key" not in message.headers for message in found)
     assert len({message.headers["id"] for message in found}) == len(found)
     assert "switched off" in off.info
+    # Celery's own lines, and its way with a message that cannot be made.
+    assert "Scheduler: Sending due task e (note)" in caplog.messages
+    assert any(message.startswith("Message Error") for message in caplog.messages)
     off.close()
     assert ledger.calls == []
 
