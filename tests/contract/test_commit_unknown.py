@@ -24,6 +24,8 @@ from tests.contract.test_faults import Operator
 from tests.processes import wait_for
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 #: Seconds.
 PATIENCE = 30.0
 

@@ -28,6 +28,8 @@ from tests.contract.together import in_processes, in_threads
 from tests.processes import python_path
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 #: Seconds.
 LEASE = 3.0
 SHORT = {"idem_lease": LEASE}

@@ -111,6 +111,8 @@ def settled(scene: Scene) -> Scene:
     )
     names = _names(scene)
     leases = frozenset((names[name], alive) for name, alive in scene.leases if name in names)
+    if all(old == new for old, new in names.items()):
+        return Scene(seats, leases, scene.threads, scene.late)
 
     def renamed(it: Any) -> Any:
         if isinstance(it, LockRow):
