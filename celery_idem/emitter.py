@@ -99,11 +99,15 @@ class Emitter:
         self._size = FEWEST
         self._left: deque[Left] = deque(maxlen=MOST_LEFT)
 
-    def emit(self, dues: Iterable[Due]) -> None:
+    def emit(self, dues: Iterable[Due]) -> bool:
         """Publish those of `dues` that no other beat has recorded.
 
         The ledger records some while those before them are published.
+
+        Returns:
+            True if another beat has recorded some, and is to publish them.
         """
+        others = False
         rest = iter(dues)
         following = self._begin(rest)
         reports: list[Answer] = []
@@ -111,9 +115,11 @@ class Emitter:
             won = self._wait(batch)
             following = self._begin(rest)
             begun = self._emit(batch, won)
+            others = others or (won is not None and len(won) < len(batch.dues))
             self._finish(reports)
             reports = begun
         self._finish(reports)
+        return others
 
     def _begin(self, rest: Iterator[Due]) -> Batch | None:
         """Have some more recorded; None if that was all."""

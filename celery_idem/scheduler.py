@@ -7,6 +7,7 @@ Must not know what a task does with its message.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -21,7 +22,7 @@ from celery_idem.due import Due
 from celery_idem.emitter import Emitter
 from celery_idem.entry import Entry, copied
 from celery_idem.errors import LedgerError
-from celery_idem.ledger import Ledger
+from celery_idem.ledger import HANDOVER, Ledger
 from celery_idem.member import Member
 from celery_idem.outage import Outage, is_ledger_error, prompt
 from celery_idem.presence import LASTS, Presence
@@ -32,6 +33,8 @@ from celery_idem.timetable import Timetable
 from celery_idem.tracks import Track
 from celery_idem.watched import Watched
 
+#: Seconds after which what is due in the ledger is seen as due.
+SOON = 0.05
 #: What `celery beat` passes for -s when nobody has said anything.
 DEFAULT_FILENAME = "celerybeat-schedule"
 
@@ -54,6 +57,7 @@ class IdempotentScheduler(Sending):
         self._settings = Settings.of(app)
         self._filename = kwargs.get("schedule_filename")
         self._reconcile_at = float("-inf")
+        self._look_at: deque[float] = deque()
         self._is_open = False
         if not args and kwargs.get("schedule") is None:
             # Whoever has another mapping keeps it: all of it is looked at each time, then.
@@ -139,7 +143,9 @@ class IdempotentScheduler(Sending):
             self._timetable.follow(self.schedule)
         self._emitter.settle()
         self._timetable.activate()
-        self._emitter.emit(self._due(self.clock.now()))
+        if self._emitter.emit(self._due(self.clock.now())):
+            # If the beat that has recorded them has died, they are due then.
+            self._look_at.append(self.clock.elapsed() + HANDOVER + SOON)
         self._reconcile()
         self._timetable.write_down()
         # After all that may hang.
@@ -171,8 +177,11 @@ class IdempotentScheduler(Sending):
 
     def _pause(self) -> float:
         ready = min(ROUND, self.max_interval or ROUND)
-        if self._reconcile_at <= self.clock.elapsed() and not self._outage.away:
+        now = self.clock.elapsed()
+        if self._reconcile_at <= now and not self._outage.away:
             return 0.0
+        if self._look_at:
+            ready = min(ready, self._look_at[0] - now)
         moment = self._timetable.next_moment
         if moment is not None:
             ready = min(ready, (moment - self.clock.now()).total_seconds())
@@ -180,7 +189,11 @@ class IdempotentScheduler(Sending):
 
     def _reconcile(self) -> None:
         now = self.clock.elapsed()
-        if now < self._reconcile_at or self._outage.is_left_alone:
+        is_time = now >= self._reconcile_at
+        while self._look_at and self._look_at[0] <= now:
+            self._look_at.popleft()
+            is_time = True
+        if not is_time or self._outage.is_left_alone:
             return
         self._reconcile_at = now + ROUND
         # Where nothing is due it only reads: no proof that the ledger can be written.

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of the faults (default: another each time)")
     parser.add_argument("--kills", type=int, default=40, help="SIGKILLs in all (default 40)")
+    parser.add_argument("--beats", type=int, default=40, help="kills of beats, one at a time")
     parser.add_argument("--zombies", type=int, default=20, help="workers' bodies to be stopped")
     parser.add_argument("--seconds", type=float, default=0.0, help="of each part, at least")
     parser.add_argument(

@@ -57,6 +57,7 @@ class Part:
         settings: Celery's, beside those of the servers.
         preload: environment of a process, by its seat's name.
         chains: messages that are not of the schedule are sent as well.
+        one_down: never more than one beat, and one worker, are away.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Part:
     settings: Mapping[str, Any] = field(default_factory=dict)
     preload: Callable[[str], Mapping[str, str]] = lambda _: {}
     chains: bool = True
+    one_down: bool = False
     seconds: float = 0.0
 
 
@@ -176,7 +178,14 @@ def run_part(part: Part, seed: int, directory: Path, say: Say) -> Outcome:
         stage.fleet.wait_ready()
         draw = random.Random(f"{seed}:{part.name}")
         faults = Faults(
-            stage.fleet, stage.postgres, stage.broker, part.lease, draw, part.weights, part.gap
+            stage.fleet,
+            stage.postgres,
+            stage.broker,
+            part.lease,
+            draw,
+            part.weights,
+            part.gap,
+            part.one_down,
         )
         first = _now() + timedelta(seconds=1)
         _strike(stage, faults, say)

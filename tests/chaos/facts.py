@@ -5,6 +5,7 @@ Owns reading the witness's files and the tables, past all proxies. Must not judg
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class Facts:
     runs: dict[str, Row] = field(default_factory=dict)
     history: dict[str, list[Row]] = field(default_factory=dict)
     leases: list[Row] = field(default_factory=list)
+    #: Seconds since the epoch at which `witness.clock` was 0.
+    booted_at: float = 0.0
 
     def lines(self, kind: str, key: str | None = None) -> list[Row]:
         """Lines of the ledger's history, of one run or of all."""
@@ -60,7 +63,7 @@ class Facts:
 
 def gather(conninfo: str, folder: Path) -> Facts:
     """All there is."""
-    facts = Facts(bodies=_bodies(folder))
+    facts = Facts(bodies=_bodies(folder), booted_at=time.time() - witness.clock())
     facts.effects = read(conninfo, "SELECT * FROM chaos_effects ORDER BY at")
     for run in read(conninfo, "SELECT * FROM celery_idem_runs ORDER BY slot, run_key"):
         facts.runs[run["run_key"]] = run

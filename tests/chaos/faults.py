@@ -18,6 +18,8 @@ from tests.chaos.witness import clock
 
 #: Kinds that kill, which are counted against the number that was asked for.
 KILLS = ("kill child", "kill worker", "kill beat")
+#: One beat at a time.
+ONLY_BEATS = {"kill beat": 1}
 #: Relative frequencies.
 ONLY_KILLS = {"kill child": 5, "kill worker": 3, "kill beat": 2}
 ALL = {
@@ -74,6 +76,7 @@ class Faults:
     Attributes:
         lease: seconds; who stands still does so for longer.
         gap: seconds between two faults, at least and at most.
+        one_down: nothing is done to anybody while another one of its kind is not there.
         log: what was injected.
     """
 
@@ -84,6 +87,7 @@ class Faults:
     draw: random.Random
     weights: Mapping[str, int]
     gap: tuple[float, float]
+    one_down: bool = False
     log: list[Injected] = field(default_factory=list)
     _ends: list[tuple[float, str, Undo]] = field(default_factory=list)
 
@@ -174,9 +178,10 @@ class Faults:
             server.restart(crash=verb == "crash")
 
     def _victim(self, fault: Planned, seats: list[Seat]) -> Seat | None:
-        """One that works; more than half of them always do."""
+        """One that works; more than half of them always do, or all but one."""
         able = only(seats)
-        return fault.draw.choice(able) if 2 * len(able) > len(seats) else None
+        needed = len(seats) if self.one_down else len(seats) // 2 + 1
+        return fault.draw.choice(able) if len(able) >= needed else None
 
     def _note(self, kind: str, victim: str, at: float, seconds: float = 0.0) -> None:
         self.log.append(Injected(kind, victim, at, seconds))

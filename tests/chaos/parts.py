@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.chaos import keep
 from tests.chaos.campaign import Part, Say, run_part
-from tests.chaos.faults import ALL, ONLY_KILLS
+from tests.chaos.faults import ALL, ONLY_BEATS, ONLY_KILLS
 from tests.chaos.report import Report, report
 from tests.chaos.zombies import run_zombies
 from tests.processes import python_path
@@ -23,8 +23,8 @@ from tests.processes import python_path
 Runner = Callable[[int, Path, Say], Report]
 
 #: Those of `DEFAULT` make a campaign.
-NAMES = ("kills", "faults", "rabbitmq", "clocks", "defaults", "zombies")
-DEFAULT = ("faults", "rabbitmq", "clocks", "defaults", "zombies")
+NAMES = ("kills", "faults", "rabbitmq", "clocks", "defaults", "beats", "zombies")
+DEFAULT = ("faults", "rabbitmq", "clocks", "defaults", "beats", "zombies")
 #: SIGKILLs at default settings.
 AT_DEFAULTS = 10
 #: Where Debian's package and others keep the library that shifts clocks.
@@ -62,6 +62,7 @@ def make_parts(options: Any) -> tuple[dict[str, Runner], list[str]]:
         "rabbitmq": lambda: partial(_run, on_rabbitmq),
         "clocks": lambda: partial(_run, with_clocks(faults, shares["clocks"], str(library))),
         "defaults": lambda: partial(_run, at_defaults(faults)),
+        "beats": lambda: partial(_run, of_beats(faults, options.beats)),
         "zombies": lambda: partial(run_zombies, options.zombies),
     }
     return {name: makers[name]() for name in wanted}, left_out
@@ -104,6 +105,24 @@ def with_clocks(part: Part, kills: int, library: str) -> Part:
     # Without chains: what is to come at a given time comes minutes early or late.
     return replace(
         part, name="clocks", kills=kills, weights=ONLY_KILLS, preload=preload, chains=False
+    )
+
+
+def of_beats(part: Part, kills: int) -> Part:
+    """One beat after the other is killed, with two left; workers are idle, so that slots tell how
+    late they were published.
+    """
+    return replace(
+        part,
+        name="beats",
+        kills=kills,
+        lease=60.0,
+        weights=ONLY_BEATS,
+        gap=(0.1, 1.1),
+        half=(0.0, 0.01),
+        settings=dict.fromkeys(("idem_lease", "beat_scheduler"), "default"),
+        chains=False,
+        one_down=True,
     )
 
 

@@ -20,6 +20,8 @@ from tests.chaos.campaign import Outcome
 NAMED = 8
 #: Seconds from the kill to the next begin of the run, beyond a lease; and for a pool process.
 WORKER_MARGIN, CHILD_LIMIT = 15.0, 5.0
+#: Seconds after its instant at which a slot is published at the latest, though a beat was killed.
+LATEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def broken(outcome: Outcome) -> list[str]:
         must_be_empty("runs still open", outcome.still_open or ["?"])
     if outcome.part.name == "defaults":
         found += _late(outcome)
+    if outcome.part.one_down:
+        late = [f"{key} {seconds:.2f} s" for seconds, key in verdict.lateness if seconds > LATEST]
+        must_be_empty(f"slots more than {LATEST:g} s late", late)
     return found
 
 
@@ -128,4 +133,19 @@ def _rows(outcome: Outcome) -> list[tuple[str, str, str]]:
         number = sum(one.what == kind for one in verdict.recoveries)
         value = f"{longest.seconds:.1f} s" if longest else "-"
         shown.append((f"longest recovery, {kind}", value, f"of {number}"))
+    if outcome.part.one_down:
+        shown += _punctual(outcome)
     return shown
+
+
+def _punctual(outcome: Outcome) -> list[tuple[str, str, str]]:
+    """Of slots, from their instant to the first begin of a body."""
+    seconds = [late for late, _ in outcome.verdict.lateness]
+    if not seconds:
+        return []
+    copies = outcome.verdict.history["duplicate"]
+    return [
+        ("latest slot", f"{seconds[0]:.2f} s", f"of {len(seconds)}"),
+        ("half of them", f"{seconds[len(seconds) // 2]:.2f} s", "late at most"),
+        ("copies published", f"{100 * copies / len(seconds):.1f} %", "beyond one of each slot"),
+    ]

@@ -115,3 +115,11 @@ def test_a_zombie_is_judged_by_all_that_it_may_change(wrong: str) -> None:
     stored = "fence 1" if wrong == "result" else "fence 2"
     _, broken = judge_zombies(facts, {"1": "return"}, lambda _: stored)
     assert len(broken) == bool(wrong)
+
+
+def test_a_slot_is_as_late_as_its_first_body() -> None:
+    facts = Facts(bodies={"1": KILLED, "2": SECOND})
+    facts.runs = {KEY: {"entry": "plain", "slot": SLOT}}
+    facts.booted_at = SLOT.timestamp() - 98.5
+    assert judge(facts, [KILL], [("plain", SLOT)], []).lateness == [(1.5, KEY)]
+    assert judge(facts, [KILL], [("plain", SLOT + timedelta(seconds=1))], []).lateness == []

@@ -40,6 +40,7 @@ class Verdict:
         unexplained: effects beyond the first that nothing of this explains.
         overlaps_trusted: pairs of bodies of one run that ran at one time, both trusting.
         overlaps: pairs of which one did not trust its lease any more.
+        lateness: of each slot that was due, the seconds until its first body began, and its key.
     """
 
     due: list[Slot] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Verdict:
     overlaps_trusted: list[str] = field(default_factory=list)
     overlaps: list[str] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
+    lateness: list[tuple[float, str]] = field(default_factory=list)
     history: dict[str, int] = field(default_factory=dict)
 
     def longest(self, *kinds: str) -> Recovery | None:
@@ -71,9 +73,21 @@ def judge(facts: Facts, kills: Sequence[Died], due: list[Slot], steps: Iterable[
     _find_doubled(verdict, facts, kills)
     _find_overlaps(verdict, facts, kills)
     verdict.recoveries = list(_recoveries(facts, kills))
+    verdict.lateness = sorted(_lateness(facts, due), reverse=True)
     for kind in ("duplicate", "takeover", "refused", "repair"):
         verdict.history[kind] = len(facts.lines(kind))
     return verdict
+
+
+def _lateness(facts: Facts, due: Sequence[Slot]) -> Iterator[tuple[float, str]]:
+    slots = set(due)
+    seen: set[str] = set()
+    # In the order in which they began.
+    for body in facts.bodies.values():
+        run = facts.runs.get(body.key)
+        if run is not None and body.key not in seen and (run["entry"], run["slot"]) in slots:
+            seen.add(body.key)
+            yield facts.booted_at + body.began_at - run["slot"].timestamp(), body.key
 
 
 def _find_lost(verdict: Verdict, facts: Facts, steps: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -141,3 +142,33 @@ def test_a_beat_that_ends_in_between_leaves_what_it_has_recorded_to_others(
         (row.entry, row.key.text.partition("@")[2]) for row in rows(ledger)
     }
     assert {row.emit_count for row in rows(ledger)} == {1}
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3, 0.6, 0.9])
+def test_a_slot_that_a_dead_beat_has_recorded_is_published_after_a_second(
+    ledger: Watching, clock: SettableClock, late: float
+) -> None:
+    """Whenever the other beat looks for such slots, which it does once a second."""
+    schedule = {"e": {"task": "note", "schedule": 10}}
+    other = make_beat(make_app(schedule), ledger, clock)
+    clock.advance(late)
+    other.tick()
+    dying = make_beat(make_app(schedule), ledger, clock, cls=Dying)
+    dying.tick()
+    run_for(other, 10 - late - 0.001)
+    clock.advance(0.001)
+    with pytest.raises(SystemExit):
+        dying.tick()
+    since = clock.now()
+    other.tick()
+    while not (found := messages(other.app)):
+        run_for(other, 0.01)
+        assert clock.now() - since < timedelta(seconds=1.1)
+    assert slots(found) == [("e", "2026-03-30T01:30:10Z")]
+
+
+class Dying(UnitScheduler):
+    """A beat that ends between the record of a slot and its publish."""
+
+    def publish(self, due: Due, **options: Any) -> Any:
+        raise SystemExit(137)
