@@ -66,15 +66,9 @@ class Operator:
     def kill_others(self) -> int:
         """End all other connections to this database."""
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            ids = connection.execute(text(OTHERS[self._name])).scalars().all()
-            for number in ids:
-                try:
-                    connection.execute(text(KILL[self._name].format(number)))
-                except OperationalError as error:
-                    if GONE_ALREADY not in str(error):
-                        raise
+            number = kill_from(connection)
             wait_until(lambda: not connection.execute(text(OTHERS[self._name])).scalars().all())
-        return len(ids)
+        return number
 
 
 @pytest.fixture
@@ -108,11 +102,17 @@ def be_heavy(connection: Connection) -> None:
     connection.execute(insert(history), [{"id": fresh("line"), **line} for _ in range(50)])
 
 
-def kill_from(connection: Connection) -> None:
-    """End all other connections to the database of this one."""
+def kill_from(connection: Connection) -> int:
+    """End all other connections to the database of this one; return how many there were."""
     dialect = connection.dialect.name
-    for number in connection.execute(text(OTHERS[dialect])).scalars().all():
-        connection.execute(text(KILL[dialect].format(number)))
+    ids = connection.execute(text(OTHERS[dialect])).scalars().all()
+    for number in ids:
+        try:
+            connection.execute(text(KILL[dialect].format(number)))
+        except OperationalError as error:
+            if GONE_ALREADY not in str(error):
+                raise
+    return len(ids)
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def test_switched_off_it_is_celerys_scheduler(
     ledger = ShakyLedger(clock)
     off = make_beat(app, ledger, clock)
     started = SYSTEM.elapsed()
-    for _ in range(4):
+    # Which of the two is due first is Celery's matter.
+    for _ in range(20):
         off.tick()
     assert SYSTEM.elapsed() - started < 60
     found = messages(app)
