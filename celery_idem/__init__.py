@@ -23,6 +23,7 @@ from celery_idem import signals
 from celery_idem.backfilling import backfill
 from celery_idem.critical import critical_section
 from celery_idem.errors import (
+    DuplicateRun,
     IdemError,
     ImproperlyConfigured,
     InvalidHeader,
@@ -36,6 +37,7 @@ from celery_idem.errors import (
     LockNotAcquired,
     LockReentered,
     NoCurrentRun,
+    NotCanonical,
     ResultLost,
     RunDead,
 )
@@ -78,6 +80,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "Overlap",
     "Unstamped",
     # Errors
+    "DuplicateRun",
     "IdemError",
     "ImproperlyConfigured",
     "InvalidHeader",
@@ -91,6 +94,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "LockNotAcquired",
     "LockReentered",
     "NoCurrentRun",
+    "NotCanonical",
     "ResultLost",
     "RunDead",
 ]

@@ -34,6 +34,15 @@ def has_callbacks(request: Any) -> bool:
     return bool(request.callbacks or request.chain or request.chord)
 
 
+def is_awaited(task: Any, request: Any) -> bool:
+    """True if somebody may wait for what comes of this request: a result, or what follows it."""
+    keeps = not isinstance(task.backend, DisabledBackend)
+    stores = keeps and not (task.ignore_result or request.ignore_result)
+    return bool(
+        stores or request.is_eager or has_callbacks(request) or request.errbacks or request.group
+    )
+
+
 def unsent(result: Any) -> Unsent:
     """What the ledger keeps of a result until the callbacks have been sent."""
     try:

@@ -15,11 +15,11 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from celery_idem import messages, signals
-from celery_idem.errors import InvalidHeader, InvalidRunKey, LeaseLost, LedgerError
-from celery_idem.keys import HEADER_KEY, RunKey, Stamp
+from celery_idem.errors import InvalidRunKey, LeaseLost, LedgerError
+from celery_idem.keys import RunKey, Stamp
 from celery_idem.member import Member
+from celery_idem.naming import identify
 from celery_idem.pausing import pause_if_asked
-from celery_idem.policy import Unstamped
 
 #: Bounds of the pause, in seconds, before a message that met an unreachable ledger comes again.
 #: Jittered, so that a queue of them does not come back in one moment.
@@ -87,20 +87,17 @@ class Delivery:
 
     def _key(self) -> RunKey | None:
         """The run key of the message; None if it is to run without a claim."""
-        request, settings = self.request, self.settings
-        self.stamp = Stamp.read(request.headers, self.task.name, settings.signing_key)
-        if self.stamp is not None:
-            return self.stamp.key
-        unstamped = Unstamped(self._option("unstamped"))
-        if unstamped is Unstamped.RUN:
-            return None
-        if unstamped is Unstamped.REJECT:
-            raise InvalidHeader(
-                HEADER_KEY, None, "messages without a run key are refused (idem_unstamped)"
+        request = self.request
+        try:
+            self.stamp, key = identify(
+                self.task, request.headers or {}, vars(request), self.settings
             )
-        return RunKey.for_message(
-            settings.namespace, self.task.name, request.id, request.replaced_task_nesting
-        )
+        except SoftTimeLimitExceeded:
+            name = f"{self.task.name}[{request.id}]"
+            put_back(self.task, request, name, soon(), "its time limit ended before its key")
+        except Exception as exc:  # Also what a callable of the project's raises.
+            self._refuse(exc)
+        return key
 
     def _option(self, name: str) -> Any:
         value = getattr(self.task, name)
@@ -127,7 +124,7 @@ class Delivery:
             raise LeaseLost(key.text, 0, reason)
         put_back(self.task, self.request, key, delay, reason, retries)
 
-    def _refuse(self, exc: InvalidHeader | InvalidRunKey) -> NoReturn:
+    def _refuse(self, exc: Exception) -> NoReturn:
         """Fail a message that cannot name its run, and keep its content for people."""
         request = self.request
         content = messages.dump(

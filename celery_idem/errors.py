@@ -57,6 +57,33 @@ class InvalidRunKey(IdemError, ValueError):
         return f"run key {self.value!r}: {self.reason}"
 
 
+class NotCanonical(IdemError, ValueError):
+    """A value of which a key is to be made has no canonical form."""
+
+    def __init__(self, where: str, value: object, reason: str) -> None:
+        # As a text: it may be anything, and need not be made again where the error is unpickled.
+        value = _limited(value if isinstance(value, str) else repr(value))
+        super().__init__(where, value, reason)
+        self.where = where
+        self.value = value
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where} = {self.value} cannot be part of a key: {self.reason}"
+
+
+class DuplicateRun(IdemError):
+    """Another message, with another task id, has the same run key: this one is not executed."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"run {self.key} is not executed once more: {self.reason}"
+
+
 class InvalidHeader(IdemError, ValueError):
     """An ``idem_*`` header of a message is broken, or its signature is not ours."""
 

@@ -17,14 +17,13 @@ from celery import states
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from celery_idem import messages, signals, skipping
-from celery_idem.aftermath import has_callbacks, is_left_undone, made_up
+from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
 from celery_idem.closing import Closing
 from celery_idem.delivery import soon
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
+    DuplicateRun,
     IdemError,
-    InvalidHeader,
-    InvalidRunKey,
     LedgerError,
     RunDead,
 )
@@ -40,10 +39,7 @@ class Execution(Closing):
     """One delivery of a message to a task, from claim to end."""
 
     def execute(self, args: Any, kwargs: Any) -> Any:
-        try:
-            key = self._key()
-        except (InvalidHeader, InvalidRunKey) as exc:
-            self._refuse(exc)
+        key = self._key()
         if key is None:
             return self.task.run(*args, **kwargs)
         self._renew_if_returned_often(key)
@@ -164,7 +160,7 @@ class Execution(Closing):
     def _not_claimed(self, key: RunKey, claim: Claim, lease: Lease) -> Any:
         """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
         seen = claim.seen
-        if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
+        if seen is None or claim.outcome is not ClaimOutcome.FINISHED or self._is_of_other(seen):
             self._decline(key, claim)
         left = seen.lease_seconds or 0.0
         redelivered = self._is_redelivered()
@@ -198,7 +194,8 @@ class Execution(Closing):
             raise skipping.skipped(self.request)
         seen = claim.seen
         reason = _reason(claim.outcome, seen)
-        if seen is not None and self._is_redelivered():
+        is_other = seen is not None and self._is_of_other(seen)
+        if seen is not None and not is_other and self._is_redelivered():
             if seen.state is RunState.SKIPPED and skipping.is_unwanted(self.request):
                 # By this very message, perhaps, whose worker died before it could announce it.
                 raise skipping.skipped(self.request)
@@ -211,8 +208,14 @@ class Execution(Closing):
                 self._put_back(key, due_in, reason, seen.retries)
         self._record("duplicate", key, reason)
         signals.duplicate(self.task, key, self.request.id, reason)
+        if is_other and is_awaited(self.task, self.request):
+            raise DuplicateRun(key.text, reason)
         # The tracer acknowledges the message and stores, signals and counts nothing.
         raise Ignore(reason)
+
+    def _is_of_other(self, seen: RunRow) -> bool:
+        """True if the run is that of a message with another task id, which has its own caller."""
+        return seen.task_id is not None and seen.task_id != self.request.id
 
     def _unclaimed(self, key: RunKey, exc: IdemError, args: Any, kwargs: Any) -> Any:
         if self._option("on_database_error") == OnDatabaseError.RUN:

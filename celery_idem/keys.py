@@ -137,6 +137,19 @@ class RunKey:
         check_text(task_id)
         return cls(f"{namespace}:{task}[{task_id}{f'/{nesting}' if nesting else ''}]")
 
+    @classmethod
+    def for_task(cls, namespace: str, task: str, text: str, slot: datetime = EPOCH) -> RunKey:
+        """The key that a task's messages are given: ``{namespace}:{task}={text}``.
+
+        Arguments:
+            slot: the start of the period within which it names one run; by default it is for ever.
+        """
+        check_text(text)
+        # Or a name with this character could be taken for a shorter one.
+        name = task.replace("%", "%25").replace("=", "%3D")
+        period = "" if slot == EPOCH else f"@{iso(slot)}"
+        return cls(f"{namespace}:{name}={text}{period}", slot)
+
     @property
     def task_id(self) -> str:
         """The task id of all beat messages of this run.

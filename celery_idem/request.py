@@ -29,12 +29,11 @@ from kombu.asynchronous import get_event_loop
 
 from celery_idem import signals, skipping
 from celery_idem.clock import SYSTEM
-from celery_idem.errors import IdemError, InvalidHeader, InvalidRunKey
-from celery_idem.keys import RunKey, Stamp
+from celery_idem.errors import IdemError
 from celery_idem.lease import PROCESS
 from celery_idem.member import Member
+from celery_idem.naming import identify
 from celery_idem.pausing import pause_if_asked
-from celery_idem.policy import Unstamped
 from celery_idem.run import ClaimRequest
 
 #: Seconds within which a child that is to be killed is gone, and between two looks at it.
@@ -113,10 +112,7 @@ class Request(CeleryRequest):
         """True if the child is going to ask the ledger for this message's run."""
         app: Any = self.app
         member = Member.of(app)
-        with suppress(InvalidRunKey):
-            claim = _claim(self.task, self.request_dict, member)
-            return member.settings.enabled and claim is not None
-        return False
+        return member.settings.enabled and _claim(self.task, self.request_dict, member) is not None
 
     def _fail(self, error: str, skip: bool = False) -> None:
         # Never on this thread: it is the worker's event loop, and a database that does not answer
@@ -242,22 +238,13 @@ def _is_there(pid: int) -> bool:
 
 
 def _claim(task: Any, request: dict[str, Any], member: Member) -> ClaimRequest | None:
-    """The claim that the child makes for this message; None if it makes none.
-
-    Raises:
-        InvalidRunKey: the task id cannot be part of a run key.
-    """
+    """The claim that the child makes for this message; None if it makes none."""
     settings = member.settings
     try:
-        stamp = Stamp.read(request, task.name, settings.signing_key)
-    except InvalidHeader:
+        stamp, key = identify(task, request, request, settings)
+    except Exception:  # Also what a callable of the project's raises: the child refuses it then.
         return None
-    if stamp is not None:
-        key = stamp.key
-    elif Unstamped(task.unstamped or settings.unstamped) is Unstamped.TASK_ID:
-        nesting = request.get("replaced_task_nesting") or 0
-        key = RunKey.for_message(settings.namespace, task.name, request["id"], nesting)
-    else:
+    if key is None:
         return None
     return ClaimRequest(
         key=key,

@@ -19,11 +19,12 @@ from celery_idem.clock import SYSTEM
 from celery_idem.config import Settings, check_names, option
 from celery_idem.delivery import put_back, soon
 from celery_idem.ending import persist
-from celery_idem.errors import IdemError
+from celery_idem.errors import DuplicateRun, IdemError
 from celery_idem.execution import Execution
 from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
+from celery_idem.naming import OPTION, GrainOption, TaskKey, key_of, stamped
 from celery_idem.run import CURRENT, Run
 from celery_idem.steps import IdempotentWorker
 
@@ -54,6 +55,8 @@ class IdempotentTask(BaseTask):
     # With a claim a redelivery is harmless, and without one a crash loses the run.
     acks_late = True
     reject_on_worker_lost = True
+    #: No error of the worker: logged in one line, without a traceback.
+    throws = (DuplicateRun,)
     #: The parent's verdict on what its children cannot write any more.
     Request = "celery_idem.request:Request"
 
@@ -67,11 +70,20 @@ class IdempotentTask(BaseTask):
     #: several, a callable, or `celery_idem.critical_section` of templates.
     idem_lock: Any = None
 
+    #: Which messages of the task are one run: a template over its arguments
+    #: (``"bill:{customer}"``), a list of argument names, or a callable over them. None: each
+    #: message is a run of its own.
+    idem_key: Any = None
+    #: The calendar period, in the app's time zone, within which such a key names one run: "minute",
+    #: "hour", "day", "week" or "month". None: it does so for ever.
+    idem_grain: GrainOption = None
+
     #: Tells a scheduler, which does not know this class, that the task's slots are claimed.
     idem_claims = True
 
     _idem_track_started = False
     _idem_lock: TaskLock | None = None
+    _idem_key: TaskKey | None = None
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -86,7 +98,9 @@ class IdempotentTask(BaseTask):
         for name in OPTIONS:
             option(owner, name, getattr(cls, name), None)
         cls._idem_lock = lock_of(cls)
-        check_names(owner, cls._own_attributes(), (*OPTIONS, "idem_lock"))
+        cls._idem_key = key_of(cls)
+        known = (*OPTIONS, "idem_lock", OPTION, "idem_grain")
+        check_names(owner, cls._own_attributes(), known)
         # Of a worker alone: whoever only publishes needs no database.
         app.steps["worker"].add(IdempotentWorker)
         if not settings.enabled:
@@ -172,7 +186,20 @@ class IdempotentTask(BaseTask):
             _RETRYING.reset(token)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """Celery's publish; inside `retry` it first moves the run to ``retrying``."""
+        """Celery's publish; inside `retry` it first moves the run to ``retrying``.
+
+        With ``idem_key="order-42"`` among the options, all messages of this task with that key are
+        one run.
+
+        Raises:
+            InvalidRunKey, NotCanonical, ImproperlyConfigured, TypeError: no key can be made of the
+                option, or of the arguments; nothing was published.
+        """
+        given = options.pop(OPTION, None)
+        if Settings.of(self.app).enabled:
+            headers = stamped(self, args, kwargs, options.get("headers"), given)
+            if headers is not None:
+                options["headers"] = headers
         run = _RETRYING.get()
         if run is not None and options.get("task_id") == run.task_id:
             _await_retry(self, run, args, kwargs, options)

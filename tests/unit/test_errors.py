@@ -34,6 +34,14 @@ SAMPLES: dict[type[errors.IdemError], tuple[errors.IdemError, list[str]]] = {
         errors.InvalidHeader("idem_slot", "tomorrow", "not an ISO 8601 instant in UTC"),
         ["idem_slot", "'tomorrow'", "not an ISO 8601 instant in UTC"],
     ),
+    errors.NotCanonical: (
+        errors.NotCanonical("arguments['order']", object, "pass a number or a text"),
+        ["arguments['order'] = <class 'object'>", "pass a number or a text"],
+    ),
+    errors.DuplicateRun: (
+        errors.DuplicateRun("shop:bill=7", "its run is being executed"),
+        ["shop:bill=7", "not executed once more", "its run is being executed"],
+    ),
     errors.LedgerError: (
         errors.LedgerError("the ledger's tables are absent from x", "run 'idem upgrade'"),
         ["tables are absent from x", "run 'idem upgrade'"],

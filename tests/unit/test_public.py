@@ -10,6 +10,7 @@ import celery_idem
 #: A change here is a change for users: it belongs in the change log.
 PUBLIC = [
     "CatchUp",
+    "DuplicateRun",
     "IdemError",
     "IdempotentScheduler",
     "IdempotentTask",
@@ -26,6 +27,7 @@ PUBLIC = [
     "LockNotAcquired",
     "LockReentered",
     "NoCurrentRun",
+    "NotCanonical",
     "OnContended",
     "OnCrash",
     "OnDatabaseError",

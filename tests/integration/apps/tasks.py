@@ -72,6 +72,20 @@ def gated(gate: str) -> str:
     return gate
 
 
+@app.task(base=IdempotentTask, name="tests.keyed", idem_key=["customer", "month"])
+def keyed(customer: int, month: str = "may", gate: str | None = None) -> str:
+    """One run for each customer and month, however often it is asked for."""
+    effect("keyed", f"{customer} {month}")
+    if gate:
+        wait_at(gate)
+    return f"{customer} {month}"
+
+
+@app.task(base=IdempotentTask, name="tests.monthly", idem_key="{customer}", idem_grain="month")
+def monthly(customer: int) -> None:
+    effect("monthly", customer)
+
+
 @app.task(base=IdempotentTask, name="tests.gated_bound")
 def gated_bound(gate: str) -> str:
     """Returns the key of its run, as it sees it after others have run beside it."""

@@ -1,0 +1,150 @@
+"""Messages whose key is not their slot: one run for each key, and no caller that waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import chain
+
+from celery_idem import DuplicateRun, RunKey
+from celery_idem.run import RunState
+from tests.integration.conftest import NewStage
+from tests.integration.stage import NAMESPACE, Stage
+from tests.processes import Worker, wait_for
+
+PATIENCE = 60
+
+
+@pytest.fixture(scope="module")
+def stage(new_stage: NewStage) -> Stage:
+    """Redis and PostgreSQL."""
+    return new_stage()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker(stage: Stage) -> Worker:
+    """Four children."""
+    return stage.worker("watched", "-c", "4")
+
+
+def bodies(stage: Stage, detail: str) -> list[str]:
+    """The task ids of the bodies that have written this."""
+    rows = stage.sql("SELECT task_id FROM effects WHERE detail = %s ORDER BY id", detail)
+    return [task_id for (task_id,) in rows]
+
+
+def key(customer: int, month: str = "may") -> RunKey:
+    return RunKey(f'{NAMESPACE}:tests.keyed={{"customer":{customer},"month":"{month}"}}')
+
+
+def outcome(stage: Stage, task_id: str) -> Any:
+    """What the caller of this message gets."""
+    return stage.result(task_id).get(timeout=PATIENCE, propagate=False)
+
+
+def test_of_many_messages_with_one_key_one_is_executed(stage: Stage, worker: Worker) -> None:
+    """However their arguments were passed, by a sender that does not know the task."""
+    ids = [stage.send("keyed", 1) for _ in range(10)]
+    ids += [stage.send("keyed", 1, "may") for _ in range(10)]
+    ids += [stage.send("keyed", kwargs={"month": "may", "customer": 1}) for _ in range(10)]
+    found = [outcome(stage, task_id) for task_id in ids]
+    (ran,) = bodies(stage, "1 may")
+    assert found[ids.index(ran)] == "1 may"
+    others = [found[at] for at in range(30) if ids[at] != ran]
+    assert {type(other) for other in others} == {DuplicateRun}
+    assert all(key(1).text in str(other) for other in others)
+    row = stage.ledger.read(key(1))
+    assert row is not None
+    assert (row.state, row.task_id, row.fence) == (RunState.SUCCEEDED, ran, 1)
+    assert len(stage.ledger.history(key(1))) == 29
+    assert "Traceback" not in worker.log
+
+
+def test_keys_that_differ_are_two_runs(stage: Stage) -> None:
+    ids = [stage.send("keyed", 2, "may"), stage.send("keyed", 2, "june"), stage.send("keyed", 3)]
+    assert [stage.get(task_id) for task_id in ids] == ["2 may", "2 june", "3 may"]
+
+
+def test_the_senders_own_key_is_in_a_header(stage: Stage) -> None:
+    options: Any = {"headers": {"idem_key": "order-42"}}
+    ids = [stage.send("note", f"{number} of order-42", **options) for number in range(3)]
+    found = [outcome(stage, task_id) for task_id in ids]
+    assert sorted(type(each).__name__ for each in found) == ["DuplicateRun", "DuplicateRun", "str"]
+    row = stage.ledger.read(RunKey(f"{NAMESPACE}:tests.note=order-42"))
+    assert row is not None and row.state is RunState.SUCCEEDED
+
+
+def test_a_duplicate_of_what_is_being_executed_does_not_wait_for_it(stage: Stage) -> None:
+    gate = str(uuid4())
+    first = stage.send("keyed", 4, "may", gate)
+    wait_for(lambda: bodies(stage, "4 may"), PATIENCE, "the body")
+    second = stage.send("keyed", 4)
+    assert "its run is being executed" in str(outcome(stage, second))
+    stage.open(gate)
+    assert stage.get(first) == "4 may"
+
+
+def test_a_chain_does_not_wait_for_a_duplicate(stage: Stage) -> None:
+    stage.get(stage.send("keyed", 5))
+    link = stage.app.signature("tests.note", ("after a duplicate",), immutable=True)
+    told = stage.app.signature("tests.note", ("told of a duplicate",), immutable=True)
+    begin = stage.app.signature("tests.keyed", (5,)).on_error(told)
+    result = chain(begin, link).apply_async()
+    with pytest.raises(DuplicateRun):
+        result.get(timeout=PATIENCE)
+    wait_for(lambda: bodies(stage, "told of a duplicate"), PATIENCE, "the errback")
+    assert bodies(stage, "after a duplicate") == []
+
+
+def test_nobody_is_told_who_has_not_asked(stage: Stage) -> None:
+    stage.get(stage.send("keyed", 6))
+    unheard = stage.send("keyed", 6, ignore_result=True)
+    wait_for(lambda: stage.ledger.history(key(6)), PATIENCE, "the duplicate")
+    assert stage.result(unheard).state == "PENDING"
+
+
+def test_a_copy_of_the_same_message_is_as_quiet_as_ever(stage: Stage) -> None:
+    """Its task id is that of the run: it must not overwrite the result."""
+    task_id = stage.send("keyed", 7, copies=5)
+    wait_for(lambda: len(stage.ledger.history(key(7))) == 4, PATIENCE, "four duplicates")
+    assert stage.get(task_id) == "7 may"
+    assert bodies(stage, "7 may") == [task_id]
+
+
+def test_a_key_holds_within_its_period(stage: Stage) -> None:
+    ids = [stage.send("monthly", 1) for _ in range(5)]
+    found = [outcome(stage, task_id) for task_id in ids]
+    # Two, should a month have begun meanwhile.
+    ran = stage.sql("SELECT task_id FROM effects WHERE what = 'monthly'")
+    assert len(ran) == len(months(stage)) <= 2
+    assert sum(isinstance(each, DuplicateRun) for each in found) == 5 - len(ran)
+
+
+def months(stage: Stage) -> set[Any]:
+    rows = stage.sql("SELECT slot FROM celery_idem_runs WHERE task = 'tests.monthly'")
+    return {slot for (slot,) in rows}
+
+
+def test_arguments_that_make_no_key_fail_their_message(stage: Stage, worker: Worker) -> None:
+    task_id = stage.send("keyed", kwargs={"month": "may"})
+    assert isinstance(outcome(stage, task_id), TypeError)
+    (line,) = stage.history("keyed", task_id, "refused")
+    assert "customer" in str(line.detail)
+
+
+def test_a_run_whose_worker_dies_goes_on_by_its_own_message(stage: Stage) -> None:
+    """And the callers of other messages are told, whoever is the owner meanwhile."""
+    gate = str(uuid4())
+    first = stage.send("keyed", 8, "may", gate)
+    wait_for(lambda: bodies(stage, "8 may"), PATIENCE, "the body")
+    ((pid,),) = stage.sql("SELECT pid FROM effects WHERE task_id = %s", first)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: len(bodies(stage, "8 may")) == 2, PATIENCE, "the body once more")
+    assert isinstance(outcome(stage, stage.send("keyed", 8)), DuplicateRun)
+    stage.open(gate)
+    assert stage.get(first) == "8 may"
+    assert bodies(stage, "8 may") == [first, first]
