@@ -17,7 +17,8 @@ from celery_idem import checks
 from celery_idem.config import DEFAULT_DATABASE_URL, Settings
 from celery_idem.errors import Contended, ImproperlyConfigured, LockNotAcquired
 from celery_idem.lease import Lease
-from celery_idem.lock import Lock, Locks
+from celery_idem.lock import Locks
+from celery_idem.lock.held import Lock
 from celery_idem.member import Member
 from celery_idem.policy import OnContended
 from celery_idem.run import CURRENT, Run

@@ -98,7 +98,7 @@ class Leases:
         self.ledger = make_ledger()
         self.seconds = seconds
         self.kind = kind
-        #: Called by the heartbeat after each renewal; they must not raise.
+        #: Called by the heartbeat after each renewal; they must neither raise nor wait.
         self.followers: list[Callable[[], None]] = []
         self._make_ledger = make_ledger
         self._clock = clock
@@ -230,7 +230,7 @@ class Heartbeat:
         # gevent has replaced everything in `threading`.
         self._running = _real("allocate_lock")()
         self._running.acquire()
-        _real("start_new_thread")(self._run, ())
+        start_real_thread(self._run)
 
     def stop(self) -> None:
         self._running.release()
@@ -252,6 +252,11 @@ class Heartbeat:
                 lost, pause = True, min(1.0, self._interval)
         if ledger is not None:
             ledger.close()
+
+
+def start_real_thread(function: Callable[[], None]) -> None:
+    """Call `function` in a thread of the operating system, also where gevent has patched them."""
+    _real("start_new_thread")(function, ())
 
 
 def _real(name: str) -> Any:

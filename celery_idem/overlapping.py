@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from celery_idem.errors import Contended
 from celery_idem.keys import Stamp
 from celery_idem.lease import Lease
-from celery_idem.lock import Lock, Locks
+from celery_idem.lock import Locks
+from celery_idem.lock.held import Lock
 from celery_idem.policy import OnContended, Overlap
 from celery_idem.run import Run
 

@@ -22,20 +22,20 @@ Must not know tasks, runs or Celery.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from functools import partial
 from uuid import uuid4
 
 from celery_idem import signals
 from celery_idem.clock import SYSTEM
-from celery_idem.errors import LedgerError, LockLost, LockReentered
-from celery_idem.lease import Lease, Leases
+from celery_idem.errors import LedgerError, LockReentered
+from celery_idem.lease import Lease, Leases, start_real_thread
 from celery_idem.ledger import LockRequest, Taken
 from celery_idem.ledger.rows import lock_name
+from celery_idem.lock.held import ENTERED, Lock, entered
 from celery_idem.lock.redis import RedisFilter
 
 #: The part of ``max_hold`` after which others may get in: the clocks of holder and database drift.
@@ -47,85 +47,6 @@ DOUBT = 1.0
 PAUSE, LONGEST_PAUSE = 0.02, 0.5
 #: Names of which it is remembered when they were last asked for.
 _MOST_NAMES = 10_000
-
-#: What this thread (or greenlet, or context) has entered; some of it may have been left elsewhere.
-_ENTERED: ContextVar[tuple[Lock, ...]] = ContextVar("celery_idem_entered", default=())
-
-
-class Lock:
-    """What `critical_section` gives: locks that its block holds.
-
-    Attributes:
-        names: in the order in which they were taken.
-        fences: by name. Each is larger than those of all earlier holders (of the same seat, if
-            several may hold the lock at once): a store that remembers the largest one it has seen
-            can refuse late writes.
-    """
-
-    def __init__(
-        self, taken: dict[str, Taken], lease: Lease, max_hold: float | None, started: float
-    ) -> None:
-        self.names = tuple(taken)
-        self.fences = {name: it.fence for name, it in taken.items()}
-        self.taken = taken
-        self.lease = lease
-        self._ends_at = None if max_hold is None else started + max_hold
-        self._released = False
-        self._pid = os.getpid()
-
-    @property
-    def fence(self) -> int:
-        """The fence of a single lock.
-
-        Raises:
-            ValueError: there are several; ask `fences`.
-        """
-        if len(self.fences) != 1:
-            raise ValueError(f"{len(self.fences)} locks are held here: ask fences[name]")
-        return next(iter(self.fences.values()))
-
-    @property
-    def trusted_for(self) -> float:
-        """Seconds for which the locks are held for certain; 0.0: no longer."""
-        if self._released:
-            return 0.0
-        left = self.lease.trusted_for
-        if self._ends_at is not None:
-            left = min(left, self._ends_at - SYSTEM.elapsed())
-        return max(0.0, left)
-
-    @property
-    def lost(self) -> bool:
-        """True once somebody else may hold one of the locks."""
-        return self.trusted_for <= 0
-
-    def check(self) -> None:
-        """Raise `LockLost` unless the locks are held for certain."""
-        if self.lost:
-            raise LockLost(self.names[0], self.fences[self.names[0]], self._reason())
-
-    def _reason(self) -> str:
-        if self._released:
-            return "it was released"
-        if self.lease.trusted_for <= 0:
-            return "its lease was not renewed in time"
-        return "it was held for longer than max_hold"
-
-    @property
-    def is_mine(self) -> bool:
-        """True until it is released; False in a forked child, which holds nothing of its parent."""
-        return not self._released and self._pid == os.getpid()
-
-    def released(self) -> None:
-        """Nothing is held any more."""
-        self._released = True
-
-    def __repr__(self) -> str:
-        return f"<Lock {', '.join(self.names)} trusted_for={self.trusted_for:.3f}>"
-
-
-def _entered() -> tuple[Lock, ...]:
-    return tuple(lock for lock in _ENTERED.get() if lock.is_mine)
 
 
 class Locks:
@@ -145,6 +66,7 @@ class Locks:
         self._redis = RedisFilter(connect) if connect else None
         # One of its own, as under gevent the heartbeat is another thread of the operating system.
         self._beats = RedisFilter(connect) if connect else None
+        self._extends = False
         self._held: dict[str, list[Lock]] = {}
         self._asked: dict[str, float] = {}
         self._guard = threading.Lock()
@@ -169,9 +91,9 @@ class Locks:
             LedgerError: the ledger did not answer.
         """
         names = sorted(set(names))
-        entered = {it.name for lock in _entered() for it in lock.taken.values()}
+        inside = {it.name for lock in entered() for it in lock.taken.values()}
         for name in names:
-            if self._stored(name) in entered:
+            if self._stored(name) in inside:
                 raise LockReentered(name)
         until, pause = SYSTEM.elapsed() + wait, PAUSE
         while True:
@@ -196,9 +118,9 @@ class Locks:
             if not held:
                 del self._held[lock.lease.id]
         if lock.lost:
-            signals.lock_lost(lock.names, lock._reason())
+            signals.lock_lost(lock.names, lock.reason)
         lock.released()
-        _ENTERED.set(_entered())
+        ENTERED.set(entered())
         self._give_back(lock.taken, lock.lease)
 
     def release_all(self, lease: Lease) -> None:
@@ -215,7 +137,7 @@ class Locks:
             lock.check()
         with self._guard:
             self._held.setdefault(lock.lease.id, []).append(lock)
-        _ENTERED.set((*_entered(), lock))
+        ENTERED.set((*entered(), lock))
         return lock
 
     def _take_all(
@@ -295,13 +217,20 @@ class Locks:
                 self._redis.release(it.name, lease.id)
 
     def _extend(self) -> None:
-        """After the leases were renewed."""
-        with self._guard:
-            held = [lock for locks in self._held.values() for lock in locks]
-        for lock in held:
-            if self._beats and not lock.lost:
-                for it in lock.taken.values():
-                    self._beats.extend(it.name, lock.lease.id, self.leases.seconds)
+        """After the leases were renewed; in another thread, as Redis may not answer for a while."""
+        if self._beats and self._held and not self._extends:
+            self._extends = True
+            start_real_thread(partial(self._extend_held, self._beats))
+
+    def _extend_held(self, redis: RedisFilter) -> None:
+        try:
+            with self._guard:
+                held = [lock for locks in self._held.values() for lock in locks]
+            for lock in held:
+                for it in () if lock.lost else lock.taken.values():
+                    redis.extend(it.name, lock.lease.id, self.leases.seconds)
+        finally:
+            self._extends = False
 
     def close(self) -> None:
         """Close the connections to Redis."""

@@ -21,7 +21,7 @@ from celery_idem.errors import (
     LockNotAcquired,
     LockReentered,
 )
-from celery_idem.lock import _ENTERED
+from celery_idem.lock.held import ENTERED
 from celery_idem.member import Member
 from celery_idem.run import RunState
 from tests.contract.sections import is_free, is_held, opened, section
@@ -118,7 +118,7 @@ def test_a_forked_child_holds_nothing_of_its_parent(database: Store, leaves: boo
 
 def _in_child(app: Celery, leaves: bool) -> None:
     if leaves:
-        for lock in _ENTERED.get():
+        for lock in ENTERED.get():
             Member.of(app).locks.release(lock)
         return
     with pytest.raises(LockNotAcquired), section(app):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,19 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from celery_idem import critical_section
+from celery_idem.lease import BEATS
+from celery_idem.member import Member
 from example_project.demo.programs import redis_programs
 from example_project.servers import Server, start_redis
 from tests.contract.sections import is_held, opened
 from tests.contract.stores import Store, wait_until
+from tests.proxy import Proxy
 from tests.services.base import free_port
 
 KEY = "celery-idem:lock:{shop:stock}"
+#: Seconds of a lease that is lost while Redis does not answer, if somebody waits for that; and in
+#: which it must be renewed.
+LEASE, PATIENCE = 2, 30
 
 
 @pytest.fixture
@@ -158,3 +165,22 @@ def asked(client: Redis, app: Celery) -> bool:
     """Nobody gets in; whether Redis was asked about it."""
     assert is_held(app)
     return "cmdstat_set" in client.info("commandstats")
+
+
+def test_a_redis_that_stands_still_does_not_hold_up_the_renewal_of_leases(
+    postgres: Store, server: Server
+) -> None:
+    with Proxy.before(server.url) as proxy:
+        url = proxy.url(server.url)
+        with opened(postgres.url, url, idem_lease=LEASE) as app:
+            leases = Member.of(app).leases
+            renewed = threading.Semaphore(0)
+            with critical_section("stock", app=app) as lock:
+                proxy.freeze()
+                # From here on Redis is asked after each renewal, and does not answer.
+                leases.followers.append(renewed.release)
+                for _ in range(5 * BEATS):
+                    assert renewed.acquire(timeout=PATIENCE)
+                    assert not lock.lost
+                    assert lock.trusted_for > 0
+                proxy.mend()
