@@ -53,6 +53,16 @@ def _gather(settings: Settings, ledger: Ledger, database: Database) -> dict[str,
         "runs": {state.label: counts.pop(state.label, 0) for state in RunState},
         "leases": {kind: asdict(its) for kind, its in sorted(ledger.lease_counts().items())},
         "history": dict(sorted(counts.items())),
+        "locks": [
+            {
+                "name": name.removeprefix(prefix),
+                "seat": seat.seat,
+                "fence": seat.fence,
+                "lease_seconds": round(seat.lease_seconds or 0.0, 1),
+            }
+            for name, seat in sorted(ledger.held_locks(), key=lambda held: (held[0], held[1].seat))
+            if name.startswith(prefix) and not seat.is_free
+        ],
         "tasks": sorted(
             name.removeprefix(prefix) for name in ledger.known_tasks(settings.namespace)
         ),
@@ -86,13 +96,18 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield from _table("runs of all namespaces", ("",), counted)
     leases = {kind: (its["live"], its["expired"]) for kind, its in found["leases"].items()}
     yield from _table("leases", ("live", "expired"), leases)
+    locks = {
+        f"{its['name']} ({its['seat']})" if its["seat"] else its["name"]: (its["lease_seconds"],)
+        for its in found["locks"]
+    }
+    yield from _table("locks that are held", ("lease, s",), locks)
     lines = {kind: (number,) for kind, number in found["history"].items()}
     yield from _table("history of all namespaces", ("",), lines)
     yield from _table("tasks that claim", (), dict.fromkeys(found["tasks"], ()))
 
 
 def _table(
-    title: str, columns: tuple[str, ...], rows: Mapping[str, tuple[int, ...]]
+    title: str, columns: tuple[str, ...], rows: Mapping[str, tuple[float, ...]]
 ) -> Iterator[str]:
     yield ""
     if not rows:

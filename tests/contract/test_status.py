@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, inspect, select, text
 from sqlalchemy.engine import make_url
 
 from celery_idem.cli import idem
-from celery_idem.ledger import Owner
+from celery_idem.ledger import LockRequest, Owner
 from celery_idem.ledger.database import Database
 from celery_idem.ledger.migrations import HEAD, are_absent
 from celery_idem.ledger.schema import leases, metadata
@@ -52,18 +52,27 @@ def fill(store: Store) -> None:
     store.let_pass(SHORT)
     store.lease()
     store.ledger.register(fresh("lease"), Owner("beat", "host", 1, "parent"), LONG)
+    lease = store.lease()
+    for name in ("shop:stock", "another:stock"):
+        assert store.ledger.take(LockRequest(name, lease, fresh("claim")))
+    freed = store.ledger.take(LockRequest("shop:freed", lease, fresh("claim")))
+    assert freed and store.ledger.release_seat(freed)
 
 
 def test_all_that_there_is(database: Store) -> None:
     fill(database)
     found = status(database.url)
     assert found.pop("database") == database.sql.database.shown
+    (lock,) = found.pop("locks")
+    assert 0 < lock.pop("lease_seconds") <= LONG
+    assert lock.pop("fence") > 0
+    assert lock == {"name": "stock", "seat": 0}
     assert found == {
         "schema": None,
         "namespace": "shop",
         "version": HEAD,
         "runs": {state.label: 1 for state in RunState} | {"succeeded": 2},
-        "leases": {"beat": {"live": 1, "expired": 0}, "worker": {"live": 1, "expired": 1}},
+        "leases": {"beat": {"live": 1, "expired": 0}, "worker": {"live": 2, "expired": 1}},
         "history": {"duplicate": 2, "takeover": 1},
         "tasks": ["shop.bill", "shop.remind"],
     }
@@ -80,7 +89,8 @@ def test_the_same_for_people(database: Store) -> None:
         ["succeeded", "2"],
         ["dead", "1"],
         ["leases", "live", "expired"],
-        ["worker", "1", "1"],
+        ["worker", "2", "1"],
+        ["locks", "that", "are", "held", "lease,", "s"],
         ["duplicate", "2"],
         ["shop.remind"],
     ):
@@ -102,8 +112,9 @@ def test_numbers_stand_below_each_other(database: Store) -> None:
 def test_an_empty_ledger(database: Store) -> None:
     found = status(database.url)
     assert not any(found["runs"].values())
-    assert [found[name] for name in ("leases", "history", "tasks")] == [{}, {}, []]
-    assert run(database.url, "status").stdout.count(": none") == 4
+    names = ("leases", "locks", "history", "tasks")
+    assert [found[name] for name in names] == [{}, [], {}, []]
+    assert run(database.url, "status").stdout.count(": none") == 5
 
 
 def test_a_password_is_not_shown(postgres_url: str) -> None:
