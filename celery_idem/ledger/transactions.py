@@ -11,11 +11,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from celery_idem.errors import CommitUnknown, IdemError, LeaseLost, LedgerError
 from celery_idem.keys import RunKey
@@ -24,6 +23,9 @@ from celery_idem.ledger import statements as sql
 from celery_idem.ledger.compiled import compile_statement
 from celery_idem.ledger.database import Answer, Database
 from celery_idem.ledger.rows import named
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 #: What a transaction is opened with, so that a process that stands still between its last statement
 #: and the COMMIT does not keep the row locked for ever. MySQL knows no such limit.
@@ -84,7 +86,12 @@ class TransactionSql(Ledger):
     def session(
         self, connection: Any, factory: Callable[..., Any] | None
     ) -> AbstractContextManager[Session]:
-        return _session(connection, factory or Session)
+        if factory is None:
+            # Where it is asked for: it takes every process 6 MB.
+            from sqlalchemy.orm import Session
+
+            return _session(connection, Session)
+        return _session(connection, factory)
 
     def finish_statement(
         self, key: RunKey, fence: int, paramstyle: str, awaited: bool = False

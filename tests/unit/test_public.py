@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import celery_idem
 
@@ -71,3 +72,17 @@ def test_the_import_is_light() -> None:
     ).stdout.split()
     assert "celery_idem.task" in loaded
     assert set(loaded) & LATE == set()
+
+
+def test_a_ledger_without_transactions_loads_no_orm(tmp_path: Path) -> None:
+    """Six megabytes in every process of a pool."""
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    code = (
+        "import sys; from celery_idem import Ledger; "
+        f"Ledger.from_url({url!r}, create_tables=False); "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = done.stdout.split()
+    assert "sqlalchemy" in loaded
+    assert {"sqlalchemy.orm", "alembic"} & set(loaded) == set()
