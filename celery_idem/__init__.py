@@ -43,6 +43,8 @@ from celery_idem.errors import (
 )
 from celery_idem.keys import RunKey
 from celery_idem.ledger import Ledger
+from celery_idem.ledger.outside import bring
+from celery_idem.once import OUTSIDE
 from celery_idem.policy import (
     CatchUp,
     OnContended,
@@ -57,6 +59,9 @@ from celery_idem.stamping import StampingMixin
 from celery_idem.task import IdempotentTask
 
 __version__ = "0.1.0"
+
+# A ledger is below leases and bodies, and does not import what needs them.
+bring(OUTSIDE)
 
 __all__ = [  # noqa: RUF022 - grouped by subject
     # What a project uses

@@ -15,7 +15,7 @@ from kombu.utils.encoding import safe_repr
 from celery_idem import signals, skipping
 from celery_idem.aftermath import has_callbacks, tell_when_sent, unsent
 from celery_idem.delivery import Delivery, soon
-from celery_idem.ending import Transactions, persist
+from celery_idem.ending import Transactions, error_of, persist
 from celery_idem.errors import (
     Contended,
     IdemError,
@@ -79,7 +79,7 @@ class Closing(Delivery):
             self._give_back(run, f"the body rejected the message: {_detail(exc, 'reason')}")
         else:
             # A Retry that `Task.retry` did not make has published nothing: nobody would retry it.
-            error = f"{type(exc).__name__}: {_text(exc)}"
+            error = error_of(exc)
             self._end(run, RunState.FAILED, error)
             signals.failed(self.task, run.key, error)
             self._pause_entry(run.key, error)
@@ -131,14 +131,6 @@ class Closing(Delivery):
             self._record("refused", run.key, str(exc))
             signals.refused(self.task, run.key, str(exc))
         self._put_back(run.key, self.settings.lease, str(exc))
-
-
-def _text(exc: Exception) -> str:
-    """What the exception says, whatever its ``__str__`` does."""
-    try:
-        return str(exc)
-    except Exception:
-        return safe_repr(exc)
 
 
 def _detail(exc: Exception, name: str) -> Any:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
+from kombu.utils.encoding import safe_repr
 
 from celery_idem import signals
 from celery_idem.errors import (
@@ -64,24 +65,43 @@ def persist(run: Run, write: Callable[[], None], eager: bool) -> None:
         signals.ledger_found(f"Run {run.key}")
 
 
+def error_of(exc: Exception) -> str:
+    """What the ledger keeps of an exception of the body, whatever its ``__str__`` does."""
+    try:
+        text = str(exc)
+    except Exception:
+        text = safe_repr(exc)
+    return f"{type(exc).__name__}: {text}"
+
+
 class Transactions:
     """What `Run.transaction` and its kin do.
 
     Arguments:
+        sender: whose run it is: a task, for signals.
         ledger: where the run is.
         idle: seconds after which the database may end a transaction that does nothing.
         awaited: callbacks are sent after the run.
+        eager: see `persist`.
 
     Attributes:
         used: the body may have ended its run.
     """
 
-    def __init__(self, task: Any, ledger: Ledger, idle: float, awaited: bool = False) -> None:
+    def __init__(
+        self,
+        sender: Any,
+        ledger: Ledger,
+        idle: float,
+        awaited: bool = False,
+        eager: bool = False,
+    ) -> None:
         self.used = False
-        self._task = task
+        self._sender = sender
         self._ledger = ledger
         self._idle = idle
         self._awaited = awaited
+        self._eager = eager
         self._open = False
 
     @contextmanager
@@ -117,7 +137,7 @@ class Transactions:
         finally:
             self._open = False
         run.ended = True
-        signals.succeeded(self._task, run)
+        signals.succeeded(self._sender, run)
 
     @contextmanager
     def session(self, run: Run, factory: Any, isolation_level: str | None) -> Iterator[Any]:
@@ -137,6 +157,6 @@ class Transactions:
         persist(
             run,
             lambda: answers.append(self._ledger.was_committed(run.key, run.fence)),
-            self._task.request.is_eager,
+            self._eager,
         )
         return answers[-1]

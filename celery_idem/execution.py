@@ -8,8 +8,6 @@ Must not know schedulers, nor how a ledger stores anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -27,6 +25,7 @@ from celery_idem.errors import (
     LedgerError,
     RunDead,
 )
+from celery_idem.holding import claiming, owning
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.locking import section_of
@@ -65,19 +64,16 @@ class Execution(Closing):
             self.leases.abandon(lease)
             self._put_back(key, self.settings.lease, "its lease ended while it was claimed")
         run = self._make_run(key, claim, lease)
-        with self._owning(run, lease):
+        with owning(run, lease, self.leases, self.member.locks):
             return self._run(run, claim.taken_over, args, kwargs)
 
     def _claim(self, key: RunKey, lease: Lease) -> Claim:
         """The ledger's answer; without one the claim may stand, and its lease must end."""
         try:
-            return self.ledger.claim(self._request(key, lease))
+            with claiming(self.leases, lease):
+                return self.ledger.claim(self._request(key, lease))
         except SoftTimeLimitExceeded:
-            self.leases.abandon(lease)
             self._put_back(key, self.settings.lease, "its time limit ended while it was claimed")
-        except BaseException:
-            self.leases.abandon(lease)
-            raise
 
     # -- which run it is -------------------------------------------------------------------------
 
@@ -107,7 +103,11 @@ class Execution(Closing):
             retries=self.request.retries,
             tenure=lease,
             books=Transactions(
-                self.task, self.ledger, self.settings.lease, has_callbacks(self.request)
+                self.task,
+                self.ledger,
+                self.settings.lease,
+                has_callbacks(self.request),
+                eager=self.request.is_eager,
             ),
             locks=self.member.locks,
             entry=self.stamp.entry if self.stamp else None,
@@ -115,22 +115,6 @@ class Execution(Closing):
         )
 
     # -- the body --------------------------------------------------------------------------------
-
-    @contextmanager
-    def _owning(self, run: Run, lease: Lease) -> Iterator[None]:
-        """Free the lease after the body, unless something under it is in doubt."""
-        try:
-            yield
-        finally:
-            try:
-                self.member.locks.release_all(lease)
-            finally:
-                if run.ended:
-                    self.leases.give_back(lease)
-                else:
-                    # The thread is torn out of the body (a hard stop), or an ending could not be
-                    # written: what the lease owns must become free, which a renewed one does not.
-                    self.leases.abandon(lease)
 
     def _run(self, run: Run, taken_over: bool, args: Any, kwargs: Any) -> Any:
         token = CURRENT.set(run)

@@ -6,6 +6,7 @@ is a `celery.utils.dispatch.Signal`; connect to it as to Celery's own. Must not 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,9 +82,9 @@ def failed(task: Any, key: object, error: str) -> None:
     run_failed.send(sender=task, key=key, error=error)
 
 
-def died(task: Any, key: object, reason: str) -> None:
-    """A run is given up; Celery logs the failure itself."""
-    logger.debug("Run %s is dead: %s", key, reason, extra={"action": "run_dead"})
+def died(task: Any, key: object, reason: str, level: int = logging.DEBUG) -> None:
+    """A run is given up; Celery, where it is there, logs the failure itself."""
+    logger.log(level, "Run %s is dead: %s", key, reason, extra={"action": "run_dead"})
     run_dead.send(sender=task, key=key, reason=reason)
 
 
@@ -100,10 +101,9 @@ def repaired(task: Any, key: object) -> None:
 def duplicate(task: Any, key: object, task_id: str | None, reason: str) -> None:
     """A copy of a message was recognised: nothing is wrong."""
     logger.info(
-        "Run %s: this copy of %s[%s] is a no-op: %s",
+        "Run %s: this copy of %s is a no-op: %s",
         key,
-        task.name,
-        task_id,
+        task.name if task_id is None else f"{task.name}[{task_id}]",
         reason,
         extra={"action": "run_duplicate", "run_key": str(key)},
     )

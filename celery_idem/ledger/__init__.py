@@ -2,7 +2,8 @@
 
 Owns what is put together from the verbs of the ledger, each of which is one guarded statement: it
 stands here, so that every store behaves alike and a model can step through it. The verbs themselves
-are in `verbs` (owners), `beats` (beats and readers) and `lock_verbs` (named locks).
+are in `verbs` (owners), `beats` (beats and readers) and `lock_verbs` (named locks); `outside` has
+what a process without Celery calls.
 
 Authority
     The row of a run decides. A run in state ``running`` names a lease; whoever wants the run must
@@ -25,6 +26,7 @@ Must not know Celery, schedules or messages; SQL stays in the modules below this
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +34,7 @@ from celery_idem.errors import LeaseLost, LedgerUnavailable, ResultLost
 from celery_idem.keys import RunKey
 from celery_idem.ledger.beats import BeatVerbs
 from celery_idem.ledger.lock_verbs import LockRequest, LockRow, LockVerbs, Taken
+from celery_idem.ledger.outside import OutsideVerbs
 from celery_idem.ledger.records import (
     HANDOVER,
     LAPSE,
@@ -75,7 +78,7 @@ __all__ = [
 _ROUNDS = 20
 
 
-class Ledger(OwnerVerbs, BeatVerbs, LockVerbs):
+class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
     """The tables that record runs, and the only way to change them.
 
     Make one with `Ledger.from_url`. Safe to share between threads; a forked process opens its own
@@ -107,6 +110,10 @@ class Ledger(OwnerVerbs, BeatVerbs, LockVerbs):
         return SqlLedger(
             url, schema=schema, engine_options=engine_options, create_tables=create_tables
         )
+
+    @abstractmethod
+    def twin(self) -> Ledger:
+        """A ledger of the same tables with connections of its own."""
 
     # -- put together from verbs ----------------------------------------------------------------
 

@@ -133,6 +133,10 @@ class BeatVerbs(ABC):
     # -- what is known --------------------------------------------------------------------------
 
     @abstractmethod
+    def unfinished_before(self, namespace: str, task: str, slot: datetime) -> list[RunRow]:
+        """Runs of earlier slots that were claimed and have not ended: running, or given back."""
+
+    @abstractmethod
     def now(self) -> datetime:
         """The database's clock."""
 

@@ -55,6 +55,19 @@ _GIVEN_BACK = read_runs().where(
     runs.c.slot > bindparam("b_epoch", EPOCH),
 )
 
+_BEGUN = read_runs().where(
+    runs.c.namespace == bindparam("b_namespace"),
+    runs.c.task == bindparam("b_task"),
+    runs.c.fence > number(0),
+    runs.c.slot < bindparam("b_slot"),
+    runs.c.slot > bindparam("b_epoch", EPOCH),
+)
+#: Each state by itself, as each has an index of its own.
+_UNFINISHED = [
+    _BEGUN.where(runs.c.state == literal_state(state))
+    for state in (RunState.RUNNING, RunState.SCHEDULED)
+]
+
 _HELD = select(runs.c.run_key, runs.c.slot).where(*_batch())
 
 _DUE = (
@@ -162,6 +175,11 @@ class EmissionSql(EntriesSql):
 
     def given_back_before(self, namespace: str, slot: datetime) -> list[RunRow]:
         found = self._run(_GIVEN_BACK, {"b_namespace": namespace, "b_slot": slot}).rows
+        return [run_row(row) for row in found]
+
+    def unfinished_before(self, namespace: str, task: str, slot: datetime) -> list[RunRow]:
+        asked = {"b_namespace": namespace, "b_task": task, "b_slot": slot}
+        found = [row for each in _UNFINISHED for row in self._run(each, asked).rows]
         return [run_row(row) for row in found]
 
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:

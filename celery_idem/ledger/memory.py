@@ -253,5 +253,8 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
         run.next_emit_at = None
         return run.row.fence, attempts
 
+    def twin(self) -> MemoryLedger:
+        return self
+
     def close(self) -> None:
         """Nothing to give back."""

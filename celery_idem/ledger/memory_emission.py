@@ -63,6 +63,17 @@ class EmissionInMemory(PausesInMemory):
                 and EPOCH < key.slot < slot
             ]
 
+    def unfinished_before(self, namespace: str, task: str, slot: datetime) -> list[RunRow]:
+        with self._lock:
+            return [
+                self._shown(run)
+                for key, run in self.tables.runs.items()
+                if (run.row.namespace, run.row.task) == (namespace, task)
+                and run.row.fence
+                and run.row.state in (RunState.RUNNING, RunState.SCHEDULED)
+                and EPOCH < key.slot < slot
+            ]
+
     def recorded(self, keys: Iterable[RunKey]) -> set[RunKey]:
         with self._lock:
             return {key for key in keys if key in self.tables.runs}

@@ -44,6 +44,12 @@ class SqlLedger(EmissionSql, TransactionSql, LocksSql):
         engine_options: Mapping[str, Any] | None = None,
         create_tables: bool = True,
     ) -> None:
+        self._url = url
+        self._made_with: dict[str, Any] = {
+            "schema": schema,
+            "engine_options": engine_options,
+            "create_tables": create_tables,
+        }
         self.database = Database(url, engine_options, schema)
         self._create_tables = create_tables
         self._prepared = False
@@ -254,7 +260,11 @@ class SqlLedger(EmissionSql, TransactionSql, LocksSql):
         found = {RunState(state).label: count for state, count in self._run(by_state).rows}
         return found | {kind: count for kind, count in self._run(by_kind).rows}
 
+    def twin(self) -> SqlLedger:
+        return type(self)(self._url, **self._made_with)
+
     def close(self) -> None:
+        self._leave()
         self.database.close()
 
 

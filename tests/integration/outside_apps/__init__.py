@@ -1,0 +1,1 @@
+"""Programs without Celery that tests start several times."""
