@@ -50,6 +50,7 @@ from celery_idem.policy import (
     OnContended,
     OnCrash,
     OnDatabaseError,
+    OnDuplicate,
     Overlap,
     Unstamped,
 )
@@ -82,6 +83,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "OnContended",
     "OnCrash",
     "OnDatabaseError",
+    "OnDuplicate",
     "Overlap",
     "Unstamped",
     # Errors

@@ -52,10 +52,16 @@ def unsent(result: Any) -> Unsent:
     return Unsent(text if len(text) <= LONGEST_RESULT else None)
 
 
-def tell_when_sent(request: Any, ledger: Ledger, key: RunKey, fence: int) -> None:
-    """Note that callbacks are sent after this request, if it succeeds."""
+def tell_when_sent(
+    request: Any, ledger: Ledger, key: RunKey, fence: int, *, stored: bool = False
+) -> None:
+    """Note that callbacks are sent after this request, if it succeeds.
+
+    Arguments:
+        stored: the ledger keeps the result for good.
+    """
     # A copy, as Celery takes out of the list what it sends.
-    setattr(request, _NOTE, (ledger, key, fence, list(request.chain or ())))
+    setattr(request, _NOTE, (ledger, key, fence, list(request.chain or ()), stored))
 
 
 @task_postrun.connect(weak=False)
@@ -64,14 +70,14 @@ def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
     note = getattr(task.request, _NOTE, None)
     if note is None or state is None:
         return
-    ledger, key, fence, chain = note
+    ledger, key, fence, chain, stored = note
     try:
         if isinstance(retval, OperationalError) and state != states.SUCCESS:
             # A beat publishes the message again, as if this worker had died.
             ledger.let_go(key, fence, _message(task, chain))
         else:
             # Or nobody could send them: what the body has returned cannot be written.
-            ledger.callbacks_sent(key, fence)
+            ledger.callbacks_sent(key, fence, stored=stored)
     except LedgerError as exc:
         signals.ledger_lost(f"Run {key}: its callbacks may be sent late, or once more", exc)
 
@@ -113,8 +119,11 @@ def _result_is_missing(task: Any, request: Any, seen: RunRow) -> bool:
         return False  # The backend does not answer: nobody gets anything from it.
 
 
-def made_up(ledger: Ledger, request: Any, seen: RunRow, fence: int) -> Any:
+def made_up(ledger: Ledger, request: Any, seen: RunRow, fence: int, *, stored: bool = False) -> Any:
     """The result for the tracer, which stores it and sends the callbacks; or why there is none.
+
+    Arguments:
+        stored: the ledger keeps results for good.
 
     Raises:
         ResultLost: the run has ended, and nobody knows with what.
@@ -122,7 +131,7 @@ def made_up(ledger: Ledger, request: Any, seen: RunRow, fence: int) -> Any:
     """
     key = seen.key
     if seen.callbacks_pending and seen.result is not None:
-        tell_when_sent(request, ledger, key, fence)
+        tell_when_sent(request, ledger, key, fence, stored=stored)
         return loads(seen.result)
     if seen.callbacks_pending:
         ledger.callbacks_sent(key, fence)

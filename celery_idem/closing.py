@@ -28,6 +28,7 @@ from celery_idem.errors import (
 from celery_idem.lease import Lease
 from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.policy import OnContended
+from celery_idem.replaying import stored
 from celery_idem.run import Run, RunState
 
 #: Seconds after which a run that its body rejected is published again, if the broker did not.
@@ -39,24 +40,29 @@ class Closing(Delivery):
 
     def _succeeded(self, run: Run, result: Any) -> None:
         """Bring the result of the body into the ledger; the caller returns it."""
-        awaited = has_callbacks(self.request)
+        awaited, stores = has_callbacks(self.request), bool(self._option("store_result"))
+        text = stored(self.task, run.key, result) if stores else None
         if not run.ended:
             left = unsent(result) if awaited else None
             self._write(
-                run, lambda: self.ledger.end(run.key, run.fence, RunState.SUCCEEDED, unsent=left)
+                run,
+                lambda: self.ledger.end(
+                    run.key, run.fence, RunState.SUCCEEDED, unsent=left, stored=text
+                ),
             )
             signals.succeeded(self.task, run)
+        if awaited or stores:
+            self._keep(run, unsent(result).result if text is None else text, stores)
         if awaited:
-            self._keep(run, result)
-            tell_when_sent(self.request, self.ledger, run.key, run.fence)
+            tell_when_sent(self.request, self.ledger, run.key, run.fence, stored=text is not None)
 
-    def _keep(self, run: Run, result: Any) -> None:
+    def _keep(self, run: Run, text: str | None, stores: bool) -> None:
         """Add the result to a run that its body has ended before it returned."""
         if isinstance(run.books, Transactions) and run.books.used:
             try:
-                self.ledger.keep_result(run.key, run.fence, unsent(result).result)
+                self.ledger.keep_result(run.key, run.fence, text, stored=stores)
             except LedgerError as exc:
-                signals.ledger_lost(f"Run {run.key}: its result is not kept for callbacks", exc)
+                signals.ledger_lost(f"Run {run.key}: its result is not kept", exc)
 
     def _ended_by(self, run: Run, exc: Exception) -> None:
         """Bring an exception of the body into the ledger; the caller raises it on."""

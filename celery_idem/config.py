@@ -20,7 +20,7 @@ from celery import Celery
 
 from celery_idem import checks
 from celery_idem.errors import ImproperlyConfigured
-from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Overlap, Unstamped
+from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, OnDuplicate, Overlap, Unstamped
 
 PREFIX = "idem_"
 
@@ -86,6 +86,10 @@ class Settings:
     on_database_error: OnDatabaseError = _setting(
         OnDatabaseError.RETRY, checks.choice(OnDatabaseError)
     )
+    #: What the sender of a message gets whose key was that of an earlier one.
+    on_duplicate: OnDuplicate = _setting(OnDuplicate.RAISE, checks.choice(OnDuplicate))
+    #: The ledger keeps what a body has returned, as JSON of at most 64 KiB.
+    store_result: bool = _setting(False, checks.flag)
     #: What happens to a message without a run key.
     unstamped: Unstamped = _setting(Unstamped.TASK_ID, checks.choice(Unstamped))
     #: Secret with which beats sign run keys, and without whose signature workers refuse them.

@@ -30,8 +30,12 @@ from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.locking import section_of
 from celery_idem.overlapping import alone
-from celery_idem.policy import OnCrash, OnDatabaseError
+from celery_idem.policy import OnCrash, OnDatabaseError, OnDuplicate
+from celery_idem.replaying import replayed
 from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunRow, RunState
+
+#: What says that the run is that of another message.
+_SEEN = (ClaimOutcome.RUNNING, ClaimOutcome.RETRYING, ClaimOutcome.FINISHED)
 
 
 class Execution(Closing):
@@ -144,7 +148,9 @@ class Execution(Closing):
     def _not_claimed(self, key: RunKey, claim: Claim, lease: Lease) -> Any:
         """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
         seen = claim.seen
-        if seen is None or claim.outcome is not ClaimOutcome.FINISHED or self._is_of_other(seen):
+        if seen is not None and self._is_of_other(seen) and claim.outcome in _SEEN:
+            return self._of_other(key, claim, seen)
+        if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
             self._decline(key, claim)
         left = seen.lease_seconds or 0.0
         redelivered = self._is_redelivered()
@@ -164,7 +170,8 @@ class Execution(Closing):
             self._decline(key, claim)
         self._record("repair", key, f"fence {fence}")
         signals.repaired(self.task, key)
-        return made_up(self.ledger, self.request, seen, fence)
+        stores = bool(self._option("store_result"))
+        return made_up(self.ledger, self.request, seen, fence, stored=stores)
 
     def _decline(self, key: RunKey, claim: Claim) -> NoReturn:
         """The run is somebody else's, or over: this copy is a no-op, or comes again."""
@@ -178,8 +185,7 @@ class Execution(Closing):
             raise skipping.skipped(self.request)
         seen = claim.seen
         reason = _reason(claim.outcome, seen)
-        is_other = seen is not None and self._is_of_other(seen)
-        if seen is not None and not is_other and self._is_redelivered():
+        if seen is not None and self._is_redelivered():
             if seen.state is RunState.SKIPPED and skipping.is_unwanted(self.request):
                 # By this very message, perhaps, whose worker died before it could announce it.
                 raise skipping.skipped(self.request)
@@ -190,16 +196,32 @@ class Execution(Closing):
             if claim.outcome is ClaimOutcome.RETRYING and self.request.retries < seen.retries:
                 due_in = messages.seconds_until(None, seen.due_at)
                 self._put_back(key, due_in, reason, seen.retries)
-        self._record("duplicate", key, reason)
-        signals.duplicate(self.task, key, self.request.id, reason)
-        if is_other and is_awaited(self.task, self.request):
-            raise DuplicateRun(key.text, reason)
+        self._note_duplicate(key, reason)
         # The tracer acknowledges the message and stores, signals and counts nothing.
         raise Ignore(reason)
 
     def _is_of_other(self, seen: RunRow) -> bool:
         """True if the run is that of a message with another task id, which has its own caller."""
         return seen.task_id is not None and seen.task_id != self.request.id
+
+    def _of_other(self, key: RunKey, claim: Claim, seen: RunRow) -> Any:
+        """What the sender of this message gets, whose key was that of an earlier one."""
+        reason = _reason(claim.outcome, seen)
+        policy = OnDuplicate(self._option("on_duplicate"))
+        replays = policy is OnDuplicate.REPLAY and is_awaited(self.task, self.request)
+        if replays and not seen.state.final:
+            # It comes again until there is a result; or takes the run over, should its owner die.
+            self._put_back(key, soon(), reason)
+        self._note_duplicate(key, reason)
+        if replays:
+            return replayed(key, seen, reason)
+        if policy is OnDuplicate.RAISE and is_awaited(self.task, self.request):
+            raise DuplicateRun(key.text, reason)
+        raise Ignore(reason)
+
+    def _note_duplicate(self, key: RunKey, reason: str) -> None:
+        self._record("duplicate", key, reason)
+        signals.duplicate(self.task, key, self.request.id, reason)
 
     def _unclaimed(self, key: RunKey, exc: IdemError, args: Any, kwargs: Any) -> Any:
         if self._option("on_database_error") == OnDatabaseError.RUN:

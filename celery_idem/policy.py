@@ -57,6 +57,20 @@ class OnDatabaseError(Policy):
     RUN = "run"
 
 
+class OnDuplicate(Policy):
+    """What the sender of a message gets whose run key was that of an earlier one.
+
+    A copy of the same message is a no-op in any case.
+    """
+
+    #: `DuplicateRun`, if a result can be waited for.
+    RAISE = "raise"
+    #: The result of the earlier one, which must be stored (``idem_store_result``).
+    REPLAY = "replay"
+    #: Nothing, ever.
+    IGNORE = "ignore"
+
+
 class OnContended(Policy):
     """What happens to a run whose critical section is somebody else's."""
 

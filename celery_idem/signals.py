@@ -6,7 +6,6 @@ is a `celery.utils.dispatch.Signal`; connect to it as to Celery's own. Must not 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,10 +81,27 @@ def failed(task: Any, key: object, error: str) -> None:
     run_failed.send(sender=task, key=key, error=error)
 
 
-def died(task: Any, key: object, reason: str, level: int = logging.DEBUG) -> None:
-    """A run is given up; Celery, where it is there, logs the failure itself."""
-    logger.log(level, "Run %s is dead: %s", key, reason, extra={"action": "run_dead"})
+def died(task: Any, key: object, reason: str) -> None:
+    """A run is given up; Celery logs the failure itself."""
+    logger.debug("Run %s is dead: %s", key, reason, extra={"action": "run_dead"})
     run_dead.send(sender=task, key=key, reason=reason)
+
+
+def died_unheard(job: Any, key: object, reason: str) -> None:
+    """A run outside of Celery is given up: nobody else tells of it."""
+    logger.error("Run %s is given up: %s", key, reason, extra={"action": "run_given_up"})
+    run_dead.send(sender=job, key=key, reason=reason)
+
+
+def not_stored(task: Any, key: object, reason: str) -> None:
+    """A result was to be kept, and could not be: duplicates get an error."""
+    logger.warning(
+        "Run %s: the result of %s is not stored: %s",
+        key,
+        task.name,
+        reason,
+        extra={"action": "result_not_stored", "run_key": str(key)},
+    )
 
 
 def repaired(task: Any, key: object) -> None:

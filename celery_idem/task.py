@@ -25,6 +25,7 @@ from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
 from celery_idem.naming import OPTION, GrainOption, TaskKey, key_of, stamped
+from celery_idem.replaying import check_replay
 from celery_idem.run import CURRENT, Run
 from celery_idem.steps import IdempotentWorker
 
@@ -34,7 +35,14 @@ else:
     BaseTask = Task
 
 #: Options of one task; each is the setting ``idem_`` of the same name, for this task alone.
-OPTIONS = ("max_attempts", "on_crash", "on_database_error", "unstamped")
+OPTIONS = (
+    "max_attempts",
+    "on_crash",
+    "on_database_error",
+    "on_duplicate",
+    "store_result",
+    "unstamped",
+)
 
 #: The run whose retry is being published by `Task.retry` in this context.
 _RETRYING: ContextVar[Run | None] = ContextVar("celery_idem_retrying", default=None)
@@ -64,6 +72,8 @@ class IdempotentTask(BaseTask):
     max_attempts: int | None = None
     on_crash: str | None = None
     on_database_error: str | None = None
+    on_duplicate: str | None = None
+    store_result: bool | None = None
     unstamped: str | None = None
 
     #: The critical section that a body is: a template over its arguments (``"stock:{sku}"``),
@@ -97,6 +107,7 @@ class IdempotentTask(BaseTask):
         owner = f"task {cls.name}"
         for name in OPTIONS:
             option(owner, name, getattr(cls, name), None)
+        check_replay(owner, cls, settings)
         cls._idem_lock = lock_of(cls)
         cls._idem_key = key_of(cls)
         known = (*OPTIONS, "idem_lock", OPTION, "idem_grain")

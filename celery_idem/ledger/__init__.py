@@ -188,18 +188,20 @@ class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
         state: RunState,
         error: str | None = None,
         unsent: Unsent | None = None,
+        stored: str | None = None,
     ) -> None:
         """End the caller's claim: the run is now in `state`.
 
         Arguments:
             unsent: what is to be sent now; given until `callbacks_sent`.
+            stored: its result, as JSON, to be kept for good.
 
         Raises:
             LeaseLost: the run belongs to somebody else; nothing was changed.
             ResultLost: a transaction of the caller has ended the run as succeeded.
             LedgerUnavailable: the database did not answer.
         """
-        if not self.try_end(key, fence, state, error, unsent):
+        if not self.try_end(key, fence, state, error, unsent, stored):
             self._must_be(key, fence, state)
 
     def retry(self, key: RunKey, fence: int, retry: Retry) -> None:

@@ -120,24 +120,30 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
         state: RunState,
         error: str | None,
         unsent: Unsent | None = None,
+        stored: str | None = None,
     ) -> bool:
         with self._lock:
             run = self._owned(key, fence)
             if run and unsent:
                 run.row = replace(run.row, callbacks_pending=True, result=unsent.result)
+            if run and stored is not None:
+                run.row = replace(run.row, result=stored)
             return self._finish(run, state, error)
 
-    def keep_result(self, key: RunKey, fence: int, result: str | None) -> None:
+    def keep_result(
+        self, key: RunKey, fence: int, result: str | None, *, stored: bool = False
+    ) -> None:
         with self._lock:
             run = self._ended(key, fence)
-            if run and run.row.callbacks_pending:
+            if run and (stored or run.row.callbacks_pending):
                 run.row = replace(run.row, result=result)
 
-    def callbacks_sent(self, key: RunKey, fence: int) -> None:
+    def callbacks_sent(self, key: RunKey, fence: int, *, stored: bool = False) -> None:
         with self._lock:
             run = self._ended(key, fence)
             if run:
-                run.row = replace(run.row, callbacks_pending=False, result=None)
+                kept = run.row.result if stored else None
+                run.row = replace(run.row, callbacks_pending=False, result=kept)
 
     def let_go(self, key: RunKey, fence: int, message: str | None) -> None:
         with self._lock:

@@ -172,17 +172,24 @@ class SqlLedger(EmissionSql, TransactionSql, LocksSql):
         state: RunState,
         error: str | None,
         unsent: Unsent | None = None,
+        stored: str | None = None,
     ) -> bool:
         parameters = {**named(key), "b_fence": fence, "b_state": state.value, "b_error": cut(error)}
-        if unsent is None:
+        if unsent is None and stored is None:
             return self._write(sql.END, parameters).rowcount > 0
-        return self._write(sql.END_UNSENT, {**parameters, "b_result": unsent.result}).rowcount > 0
+        statement = sql.END_STORED if unsent is None else sql.END_UNSENT
+        result = unsent.result if unsent and stored is None else stored
+        return self._write(statement, {**parameters, "b_result": result}).rowcount > 0
 
-    def keep_result(self, key: RunKey, fence: int, result: str | None) -> None:
-        self._write(sql.KEEP_RESULT, {**named(key), "b_fence": fence, "b_result": result})
+    def keep_result(
+        self, key: RunKey, fence: int, result: str | None, *, stored: bool = False
+    ) -> None:
+        statement = sql.STORE_RESULT if stored else sql.KEEP_RESULT
+        self._write(statement, {**named(key), "b_fence": fence, "b_result": result})
 
-    def callbacks_sent(self, key: RunKey, fence: int) -> None:
-        self._write(sql.CALLBACKS_SENT, {**named(key), "b_fence": fence})
+    def callbacks_sent(self, key: RunKey, fence: int, *, stored: bool = False) -> None:
+        statement = sql.CALLBACKS_SENT_STORED if stored else sql.CALLBACKS_SENT
+        self._write(statement, {**named(key), "b_fence": fence})
 
     def let_go(self, key: RunKey, fence: int, message: str | None) -> None:
         self._write(sql.LET_GO, {**named(key), "b_fence": fence, "b_message": message})

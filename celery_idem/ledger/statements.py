@@ -211,8 +211,11 @@ END: Update = (
     .values(state=bindparam("b_state"), error=bindparam("b_error"), finished_at=db_now())
 )
 
+#: `END` of a run whose result is kept.
+END_STORED: Update = END.values(result=bindparam("b_result"))
+
 #: `END` of a run whose callbacks are about to be sent.
-END_UNSENT: Update = END.values(callbacks_pending=true(), result=bindparam("b_result"))
+END_UNSENT: Update = END_STORED.values(callbacks_pending=true())
 
 _ENDED: Any = and_(
     one_run(),
@@ -220,11 +223,13 @@ _ENDED: Any = and_(
     runs.c.state.in_([literal_state(state) for state in RunState if state.final]),
 )
 
-KEEP_RESULT: Update = (
-    update(runs).where(_ENDED, runs.c.callbacks_pending).values(result=bindparam("b_result"))
-)
+STORE_RESULT: Update = update(runs).where(_ENDED).values(result=bindparam("b_result"))
 
-CALLBACKS_SENT: Update = update(runs).where(_ENDED).values(callbacks_pending=null(), result=null())
+KEEP_RESULT: Update = STORE_RESULT.where(runs.c.callbacks_pending)
+
+CALLBACKS_SENT_STORED: Update = update(runs).where(_ENDED).values(callbacks_pending=null())
+
+CALLBACKS_SENT: Update = CALLBACKS_SENT_STORED.values(result=null())
 
 #: `END` for a transaction of the body, which does not know yet what it will return.
 FINISH: Update = (

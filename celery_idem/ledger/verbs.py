@@ -78,6 +78,7 @@ class OwnerVerbs(ABC):
         state: RunState,
         error: str | None,
         unsent: Unsent | None = None,
+        stored: str | None = None,
     ) -> bool:
         """Move a running run of this fence to `state`; False if nothing was changed."""
 
@@ -96,12 +97,22 @@ class OwnerVerbs(ABC):
     # -- what follows the end -------------------------------------------------------------------
 
     @abstractmethod
-    def keep_result(self, key: RunKey, fence: int, result: str | None) -> None:
-        """The result of an ended run of this fence whose callbacks are not sent yet."""
+    def keep_result(
+        self, key: RunKey, fence: int, result: str | None, *, stored: bool = False
+    ) -> None:
+        """The result of an ended run of this fence, until its callbacks have been sent.
+
+        Arguments:
+            stored: keep it for good, whether there are callbacks or not.
+        """
 
     @abstractmethod
-    def callbacks_sent(self, key: RunKey, fence: int) -> None:
-        """The callbacks of an ended run of this fence have been sent."""
+    def callbacks_sent(self, key: RunKey, fence: int, *, stored: bool = False) -> None:
+        """The callbacks of an ended run of this fence have been sent.
+
+        Arguments:
+            stored: its result is kept for good.
+        """
 
     @abstractmethod
     def let_go(self, key: RunKey, fence: int, message: str | None) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from celery_idem.errors import IdemError, LeaseLost, ResultLost
 from celery_idem.keys import RunKey
-from celery_idem.ledger import Ledger, Retry
+from celery_idem.ledger import Ledger, Retry, Unsent
 from celery_idem.run import ClaimOutcome, RunState
 from tests.contract.stores import Store
 
@@ -134,3 +134,39 @@ def test_a_copy_of_an_ended_run_is_told_how_it_ended(store: Store) -> None:
     copy = store.claim(key)
     assert copy.outcome is ClaimOutcome.FINISHED
     assert copy.seen is not None and copy.seen.error == "ValueError: no"
+
+
+# -- results that are kept -----------------------------------------------------------------------
+
+
+def test_a_stored_result_stays(store: Store) -> None:
+    """Also when the callbacks, which have a result kept for a while, have been sent."""
+    for unsent in (None, Unsent("[1]")):
+        key, claim = store.owned()
+        fence = claim.fence
+        store.ledger.end(key, fence, RunState.SUCCEEDED, unsent=unsent, stored="[1]")
+        assert store.row(key).result == "[1]"
+        assert store.row(key).callbacks_pending == (unsent is not None)
+        store.ledger.callbacks_sent(key, fence, stored=True)
+        row = store.row(key)
+        assert (row.state, row.result, row.callbacks_pending) == (RunState.SUCCEEDED, "[1]", False)
+
+
+def test_a_result_is_not_stored_unless_that_is_asked_for(store: Store) -> None:
+    key, claim = store.owned()
+    store.ledger.end(key, claim.fence, RunState.SUCCEEDED, unsent=Unsent("[1]"))
+    store.ledger.callbacks_sent(key, claim.fence)
+    assert store.row(key).result is None
+    store.ledger.keep_result(key, claim.fence, "[2]")
+    assert store.row(key).result is None
+
+
+def test_a_result_may_be_stored_after_the_end_by_its_owner_alone(store: Store) -> None:
+    key, claim = store.owned()
+    store.ledger.keep_result(key, claim.fence, "[0]", stored=True)
+    assert store.row(key).result is None, "it has not ended"
+    store.ledger.end(key, claim.fence, RunState.SUCCEEDED)
+    store.ledger.keep_result(key, claim.fence + 1, "[1]", stored=True)
+    assert store.row(key).result is None
+    store.ledger.keep_result(key, claim.fence, "[2]", stored=True)
+    assert store.row(key).result == "[2]"

@@ -14,7 +14,7 @@ from celery_idem.run import Claim, ClaimRequest, RunRow, RunState
 
 
 class ToldOfCallbacksAtAnyFence(MemoryLedger):
-    def callbacks_sent(self, key: RunKey, fence: int) -> None:
+    def callbacks_sent(self, key: RunKey, fence: int, *, stored: bool = False) -> None:
         super().callbacks_sent(key, self.tables.runs[key].row.fence)
 
 

@@ -91,7 +91,13 @@ class _Replaying(Answered):
         self._ask("bury", lease_id)
 
     def try_end(
-        self, key: Any, fence: int, state: RunState, error: Any, unsent: Unsent | None = None
+        self,
+        key: Any,
+        fence: int,
+        state: RunState,
+        error: Any,
+        unsent: Unsent | None = None,
+        stored: str | None = None,
     ) -> Any:
         return self._ask("try_end", Fence(fence), state.value, unsent is not None)
 
@@ -104,7 +110,7 @@ class _Replaying(Answered):
     def try_hold(self, key: Any, fence: int) -> Any:
         return self._ask("try_hold", Fence(fence))
 
-    def callbacks_sent(self, key: Any, fence: int) -> None:
+    def callbacks_sent(self, key: Any, fence: int, *, stored: bool = False) -> None:
         self._ask("callbacks_sent", Fence(fence))
 
 

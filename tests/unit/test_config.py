@@ -12,7 +12,7 @@ from celery import Celery
 
 from celery_idem import IdempotentTask, ImproperlyConfigured
 from celery_idem.config import DEFAULT_DATABASE_URL, PREFIX, Settings, as_text, option
-from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, Overlap, Unstamped
+from celery_idem.policy import CatchUp, OnCrash, OnDatabaseError, OnDuplicate, Overlap, Unstamped
 
 #: Possible values of each setting, with what becomes of them.
 GOOD: dict[str, list[tuple[Any, Any]]] = {
@@ -37,6 +37,12 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "pause_on_failure": [(True, True), (False, False)],
     "on_crash": [("retry", OnCrash.RETRY), ("abandon", OnCrash.ABANDON)],
     "on_database_error": [("retry", OnDatabaseError.RETRY), ("run", OnDatabaseError.RUN)],
+    "on_duplicate": [
+        ("raise", OnDuplicate.RAISE),
+        ("replay", OnDuplicate.REPLAY),
+        (OnDuplicate.IGNORE, OnDuplicate.IGNORE),
+    ],
+    "store_result": [(True, True), (False, False)],
     "unstamped": [
         ("task_id", Unstamped.TASK_ID),
         ("reject", Unstamped.REJECT),
@@ -88,6 +94,8 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
     "pause_on_failure": {"True or False": [None, 1, "yes"]},
     "on_crash": {"allowed are 'retry', 'abandon'": ["die", None, 0, {}]},
     "on_database_error": {"allowed are 'retry', 'run'": ["ignore", None, True]},
+    "on_duplicate": {"allowed are 'raise', 'replay', 'ignore'": ["wait", None, True]},
+    "store_result": {"True or False": [None, 1, "yes"]},
     "unstamped": {"allowed are 'task_id', 'reject', 'run'": ["keep", None, 5]},
     "signing_key": {"not empty": ["", b"secret", 5]},
 }

@@ -119,6 +119,12 @@ def test_a_pydantic_task(app: Celery) -> None:
         ({"idem_key": [1]}, "it must be a template like"),
         ({"idem_key": 7}, "idem_key of task shop.bill = 7 is not possible"),
         ({"idem_grain": "year"}, "idem_grain of task shop.bill = 'year'"),
+        (
+            {"on_duplicate": "replay"},
+            "on_duplicate of task shop.bill = 'replay' is not possible: set",
+        ),
+        ({"on_duplicate": "wait"}, "allowed are 'raise', 'replay', 'ignore'"),
+        ({"store_result": 1}, "store_result of task shop.bill = 1"),
         ({"idem_keys": "x"}, "there is no such option; known are idem_grain, idem_key"),
     ],
 )

@@ -32,6 +32,7 @@ PUBLIC = [
     "OnContended",
     "OnCrash",
     "OnDatabaseError",
+    "OnDuplicate",
     "Overlap",
     "ResultLost",
     "Run",

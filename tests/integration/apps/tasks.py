@@ -81,6 +81,35 @@ def keyed(customer: int, month: str = "may", gate: str | None = None) -> str:
     return f"{customer} {month}"
 
 
+@app.task(
+    base=IdempotentTask,
+    name="tests.replayed",
+    idem_key="{name}",
+    store_result=True,
+    on_duplicate="replay",
+)
+def replayed(name: str, value: Any = None, gate: str | None = None) -> Any:
+    """Whoever asks for the same name gets the same result."""
+    if value == "transaction":
+        with current_run().transaction():
+            effect("replayed", name)
+    else:
+        effect("replayed", name)
+    if gate:
+        wait_at(gate)
+    if value == "error":
+        raise ValueError(name)
+    if value in ("large", "object"):
+        return "x" * 70_000 if value == "large" else object()
+    return {"name": name, "value": value}
+
+
+@app.task(base=IdempotentTask, name="tests.ignored", idem_key="{name}", on_duplicate="ignore")
+def ignored(name: str) -> str:
+    effect("ignored", name)
+    return name
+
+
 @app.task(base=IdempotentTask, name="tests.monthly", idem_key="{customer}", idem_grain="month")
 def monthly(customer: int) -> None:
     effect("monthly", customer)
