@@ -50,7 +50,7 @@ def _form(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise NotCanonical(where, value, "it equals no other number: use a finite one")
-        return float(value)
+        return float(value) + 0.0  # -0.0 equals 0.0.
     return _text(value) or _composite(value, where, depth - 1)
 
 
@@ -61,9 +61,7 @@ def _plain(value: int | str) -> int | str:
 def _text(value: Any) -> str | None:
     """Of what JSON has no type for; None if it is something else."""
     if isinstance(value, datetime):
-        # One instant is one text; without a zone it is no instant, and stays as it is.
-        aware = value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
-        return value.isoformat() if value.tzinfo is None else aware
+        return _instant(value)
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -75,11 +73,24 @@ def _text(value: Any) -> str | None:
     return bytes(value).hex() if isinstance(value, bytes | bytearray) else None
 
 
+def _instant(value: datetime) -> str:
+    """One instant is one text; without a zone it is no instant, and stays as it is."""
+    if value.utcoffset() is None:
+        return value.isoformat()
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:  # At the ends of the calendar.
+        return value.isoformat()
+    return value.replace(tzinfo=None).isoformat() + "Z"
+
+
 def _number(value: Decimal) -> str:
-    """Equal for equal numbers: 1.0 and 1.00 are one."""
+    """Equal for equal numbers, 1.0 and 1.00, whatever the context would round them to."""
     if not value.is_finite():
         return str(value)
-    return format(value.normalize() + 0, "f")
+    text = format(value, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
 
 
 def _composite(value: Any, where: str, depth: int) -> Any:

@@ -18,7 +18,7 @@ from celery_idem import messages, signals
 from celery_idem.errors import InvalidRunKey, LeaseLost, LedgerError
 from celery_idem.keys import RunKey, Stamp
 from celery_idem.member import Member
-from celery_idem.naming import identify
+from celery_idem.naming import identify, is_shared, note
 from celery_idem.pausing import pause_if_asked
 
 #: Bounds of the pause, in seconds, before a message that met an unreachable ledger comes again.
@@ -84,6 +84,8 @@ class Delivery:
         self.leases = member.leases
         self.ledger = member.leases.ledger
         self.stamp: Stamp | None = None
+        #: Messages of other senders may have its key.
+        self.is_shared = False
 
     def _key(self) -> RunKey | None:
         """The run key of the message; None if it is to run without a claim."""
@@ -97,6 +99,9 @@ class Delivery:
             put_back(self.task, request, name, soon(), "its time limit ended before its key")
         except Exception as exc:  # Also what a callable of the project's raises.
             self._refuse(exc)
+        self.is_shared = key is not None and is_shared(self.task, request, self.stamp, key)
+        if key is not None and self.is_shared and self.stamp is None:
+            note(request, key)
         return key
 
     def _option(self, name: str) -> Any:

@@ -9,15 +9,15 @@ is there again. Must not know when anything is due.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 from uuid import uuid4
 
 from celery_idem import signals
+from celery_idem.batches import Answer, Batch, Left, Source
 from celery_idem.clock import Clock
 from celery_idem.config import Settings
 from celery_idem.due import Due, may_claim
@@ -37,43 +37,6 @@ MANY = 20
 TIMELY = 0.25
 #: Slots that are remembered while ledger or broker are away; of more, the oldest are forgotten.
 MOST_LEFT = 10_000
-
-#: Waits for the answer of a verb that was begun.
-Answer = Callable[[], Any]
-
-
-@dataclass(slots=True)
-class Batch:
-    """Slots that are recorded by one statement.
-
-    Attributes:
-        name: by which the ledger knows who has recorded a slot.
-        answer: None if the ledger is away.
-    """
-
-    dues: Sequence[Due]
-    name: str
-    answer: Answer | None = None
-
-
-@dataclass(slots=True)
-class Left:
-    """A slot that an outage has kept from being emitted in order.
-
-    Attributes:
-        recorded: the ledger has it.
-        sent: it was published from here.
-        looked_after: somebody else publishes it: another beat, or the ledger has it as due.
-    """
-
-    due: Due
-    recorded: bool = False
-    sent: bool = False
-    looked_after: bool = False
-
-    @property
-    def done(self) -> bool:
-        return self.recorded and (self.sent or self.looked_after)
 
 
 class Emitter:
@@ -108,23 +71,37 @@ class Emitter:
             True if another beat has recorded some, and is to publish them.
         """
         others = False
-        rest = iter(dues)
-        following = self._begin(rest)
+        source = Source(dues)
+        batch = self._recording(source.take(self._size))
+        ahead: Batch | None = None
         reports: list[Answer] = []
-        while (batch := following) is not None:
-            won = self._wait(batch)
-            following = self._begin(rest)
-            begun = self._emit(batch, won)
-            others = others or (won is not None and len(won) < len(batch.dues))
+        try:
+            while batch.dues:
+                # Before anything is known to be won: it calls the code of schedules.
+                following = source.take(self._size)
+                won = self._wait(batch)
+                # A plain task's slot is closed by its record: whoever ends now would take it along.
+                if all(map(self._may_claim, following)):
+                    ahead = self._recording(following)
+                begun = self._emit(batch, won)
+                others = others or (won is not None and len(won) < len(batch.dues))
+                batch, ahead = ahead or self._recording(following), None
+                self._finish(reports)
+                reports = begun
             self._finish(reports)
-            reports = begun
-        self._finish(reports)
+        except Exception:
+            if ahead is not None:
+                self._keep(ahead)
+            raise
+        if source.error is not None:
+            raise source.error
         return others
 
-    def _begin(self, rest: Iterator[Due]) -> Batch | None:
-        """Have some more recorded; None if that was all."""
-        dues = list(islice(rest, self._size))
-        return self._recording(dues) if dues else None
+    def _keep(self, batch: Batch) -> None:
+        """Of a batch that was recorded and not published: it comes with what an outage has left."""
+        won = self._wait(batch)
+        kept = batch.dues if won is None else [due for due in batch.dues if due.key in won]
+        self._left.extend(Left(due, recorded=won is not None) for due in kept)
 
     def _emit(self, batch: Batch, won: set[RunKey] | None) -> list[Answer]:
         if won is None:
@@ -176,7 +153,7 @@ class Emitter:
     def _recording(self, dues: Sequence[Due]) -> Batch:
         """Have `dues` recorded; without an answer if the ledger is away."""
         batch = Batch(dues, uuid4().hex)
-        if self._outage.is_left_alone:
+        if not dues or self._outage.is_left_alone:
             return batch
         slots = [self._new_slot(due) for due in dues]
         with suppress(LedgerError), self._outage.watch(is_ledger_error, proves=False):

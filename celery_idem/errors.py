@@ -84,6 +84,16 @@ class DuplicateRun(IdemError):
         return f"run {self.key} is not executed once more: {self.reason}"
 
 
+class KeyReused(DuplicateRun):
+    """Another message has the same run key, and other arguments: one of the two is mistaken."""
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.key} is that of a message with other arguments ({self.reason}): give each "
+            "its own key, or set check_payload = False on the task if they are meant to differ"
+        )
+
+
 class InvalidHeader(IdemError, ValueError):
     """An ``idem_*`` header of a message is broken, or its signature is not ours."""
 

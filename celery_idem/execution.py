@@ -8,6 +8,7 @@ Must not know schedulers, nor how a ledger stores anything.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from celery_idem.ending import Transactions
 from celery_idem.errors import (
     DuplicateRun,
     IdemError,
+    KeyReused,
     LedgerError,
     RunDead,
 )
@@ -29,6 +31,7 @@ from celery_idem.holding import claiming, owning
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.locking import section_of
+from celery_idem.naming import payload_of
 from celery_idem.overlapping import alone
 from celery_idem.policy import OnCrash, OnDatabaseError, OnDuplicate
 from celery_idem.replaying import replayed
@@ -46,6 +49,8 @@ class Execution(Closing):
         if key is None:
             return self.task.run(*args, **kwargs)
         self._renew_if_returned_often(key)
+        if self.is_shared and skipping.is_unwanted(self.request):
+            self._leave_key(key)
         try:
             self.member.announce(self.task.name)
             lease = self.leases.acquire()
@@ -70,6 +75,13 @@ class Execution(Closing):
         run = self._make_run(key, claim, lease)
         with owning(run, lease, self.leases, self.member.locks):
             return self._run(run, claim.taken_over, args, kwargs)
+
+    def _leave_key(self, key: RunKey) -> None:
+        """Nothing is to begin by this message: the key stays free for others, if it is."""
+        with suppress(LedgerError):  # The claim meets the same, and deals with it.
+            if self.ledger.read(key) is None:
+                signals.skipped(self.task, key, "nothing is to begin by its message any more")
+                raise skipping.skipped(self.request)
 
     def _claim(self, key: RunKey, lease: Lease) -> Claim:
         """The ledger's answer; without one the claim may stand, and its lease must end."""
@@ -96,6 +108,7 @@ class Execution(Closing):
             expired=skipping.is_expired(self.request),
             late=skipping.is_late(self.request),
             revoked=skipping.is_revoked(self.request),
+            payload=payload_of(self.task, self.stamp, key, self.request),
         )
 
     def _make_run(self, key: RunKey, claim: Claim, lease: Lease) -> Run:
@@ -148,8 +161,9 @@ class Execution(Closing):
     def _not_claimed(self, key: RunKey, claim: Claim, lease: Lease) -> Any:
         """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
         seen = claim.seen
-        if seen is not None and self._is_of_other(seen) and claim.outcome in _SEEN:
-            return self._of_other(key, claim, seen)
+        request = self._request(key, lease)
+        if seen is not None and seen.is_of_other(request) and claim.outcome in _SEEN:
+            return self._of_other(key, claim, seen, seen.has_other_payload(request))
         if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
             self._decline(key, claim)
         left = seen.lease_seconds or 0.0
@@ -161,7 +175,7 @@ class Execution(Closing):
         if left > 0:
             self._put_back(key, left + 1, "its worker has not told its result yet")
         try:
-            fence = self.ledger.repair(self._request(key, lease), seen)
+            fence = self.ledger.repair(request, seen)
         except (LedgerError, SoftTimeLimitExceeded) as exc:
             # The repair may stand: a lease that is renewed would keep others from it.
             self.leases.abandon(lease)
@@ -200,13 +214,16 @@ class Execution(Closing):
         # The tracer acknowledges the message and stores, signals and counts nothing.
         raise Ignore(reason)
 
-    def _is_of_other(self, seen: RunRow) -> bool:
-        """True if the run is that of a message with another task id, which has its own caller."""
-        return seen.task_id is not None and seen.task_id != self.request.id
+    def _of_other(self, key: RunKey, claim: Claim, seen: RunRow, is_mistaken: bool) -> Any:
+        """What the sender of this message gets, whose key was that of an earlier one.
 
-    def _of_other(self, key: RunKey, claim: Claim, seen: RunRow) -> Any:
-        """What the sender of this message gets, whose key was that of an earlier one."""
+        Arguments:
+            is_mistaken: it has other arguments.
+        """
         reason = _reason(claim.outcome, seen)
+        if is_mistaken:
+            self._note_duplicate(key, f"{reason}, with other arguments")
+            raise KeyReused(key.text, reason)
         policy = OnDuplicate(self._option("on_duplicate"))
         replays = policy is OnDuplicate.REPLAY and is_awaited(self.task, self.request)
         if replays and not seen.state.final:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any, Literal, get_args
 
 from celery import Celery
@@ -94,6 +95,11 @@ class TaskKey:
             return filled(self._setting, self._template, named)
         return canonical({name: named.get(name) for name in self._names}, "arguments")
 
+    @property
+    def has_grain(self) -> bool:
+        """True if a key holds for a calendar period."""
+        return self._grain is not None
+
     def slot(self, app: Celery, now: datetime) -> datetime:
         """What the key belongs to: the start of its period, or `EPOCH`."""
         if self._grain is None:
@@ -122,36 +128,89 @@ def key_of(task: type[Any]) -> TaskKey:
     return TaskKey(f"task {task.name}", given, task.idem_grain, arguments)
 
 
+def payload_of(task: Any, stamp: Stamp | None, key: RunKey, request: Any) -> str | None:
+    """A digest of the arguments of a message whose key was given by its sender.
+
+    None for all others: what their arguments are the key says, as far as it matters. And None if
+    the arguments have no canonical form, or for a retry, which may have new ones.
+    """
+    headers = request.headers or {}
+    is_given = stamp.entry is None if stamp is not None else OPTION in headers
+    if not is_given or not task.check_payload or request.retries:
+        return None
+    args, kwargs = request.args or (), request.kwargs or {}
+    try:
+        made = task._idem_key.text(args, kwargs)
+        namespace = Settings.of(task.app).namespace
+        if made is not None and key == RunKey.for_task(namespace, task.name, made, key.slot):
+            return None
+        named = Arguments.of(type(task)).named(args, kwargs)
+        text = canonical(named, "arguments")
+    except Exception:
+        return None
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 # -- the sender ----------------------------------------------------------------------------------
 
 
 def stamped(
-    task: Any, args: Any, kwargs: Any, headers: Mapping[str, Any] | None, given: Any
+    task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given: Any
 ) -> Mapping[str, Any] | None:
     """The headers of a message that is about to be published, with its key.
 
     Arguments:
+        options: of the publish.
         given: the key that the sender has given, or None.
 
     Raises:
         InvalidRunKey: it cannot be a key.
         Exception: what `TaskKey.text` raises.
     """
+    headers: Mapping[str, Any] | None = options.get("headers")
     if headers and HEADER_KEY in headers:
         # A slot's, or one that was stamped before: of a retry, of a message that was put back.
         return headers
-    own: TaskKey = task._idem_key
-    text = own.text(args, kwargs) if given is None else check_text(given)
-    if text is None:
-        return headers
     settings = Settings.of(task.app)
-    key = _named(task, own, settings, text)
-    return Stamp(key).write(headers, task.name, settings.signing_key)
+    key = _key_of_delivery(task, options) or _new_key(task, args, kwargs, options, given, settings)
+    return headers if key is None else Stamp(key).write(headers, task.name, settings.signing_key)
 
 
-def _named(task: Any, own: TaskKey, settings: Settings, text: str) -> RunKey:
+def _new_key(
+    task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given: Any, settings: Settings
+) -> RunKey | None:
+    own: TaskKey = task._idem_key
+    if given is None and OPTION in (options.get("headers") or {}):
+        given = options["headers"][OPTION]
+    if given is not None:
+        text: str | None = check_text(given)
+    else:
+        # What takes the place of a task is not a copy of it, though it may have its arguments.
+        text = None if options.get("replaced_task_nesting") else own.text(args, kwargs)
+    if text is None:
+        return None
     slot = own.slot(task.app, SYSTEM.now())
     return RunKey.for_task(settings.namespace, task.name, text, slot)
+
+
+#: Where a request notes the key that its worker has made for it.
+_NOTE = "idem_key_made"
+
+
+def _key_of_delivery(task: Any, options: Mapping[str, Any]) -> RunKey | None:
+    """The key of the message that is being executed, if this is the same one, to come again.
+
+    Not made anew: a retry may have other arguments, and the body may have changed those it got.
+    """
+    request = task.request
+    key: RunKey | None = getattr(request, _NOTE, None)
+    nesting = options.get("replaced_task_nesting") or 0
+    is_same = options.get("task_id") == request.id and nesting == _nesting(request)
+    return key if is_same else None
+
+
+def _nesting(request: Any) -> int:
+    return getattr(request, "replaced_task_nesting", None) or 0
 
 
 # -- the worker ----------------------------------------------------------------------------------
@@ -173,34 +232,59 @@ def identify(
     stamp = Stamp.read(headers, task.name, settings.signing_key)
     if stamp is not None:
         return stamp, stamp.key
-    own: TaskKey = task._idem_key
-    text = _given(headers, settings)
-    if text is None:
-        text = own.text(request.get("args"), request.get("kwargs"))
-    if text is not None:
-        return None, _named(task, own, settings, text)
     unstamped = Unstamped(task.unstamped or settings.unstamped)
     if unstamped is Unstamped.REJECT:
         raise InvalidHeader(
             HEADER_KEY, None, "messages without a run key are refused (idem_unstamped)"
         )
+    nesting = request.get("replaced_task_nesting") or 0
+    text = _unsigned(task, headers, request, settings, nesting)
+    if text is not None:
+        return None, RunKey.for_task(settings.namespace, task.name, text)
     if unstamped is Unstamped.RUN:
         return None, None
-    nesting = request.get("replaced_task_nesting") or 0
     return None, RunKey.for_message(settings.namespace, task.name, request["id"], nesting)
 
 
-def _given(headers: Mapping[str, Any], settings: Settings) -> str | None:
-    """The key in the header of a sender that does not know the task."""
+def is_shared(task: Any, request: Any, stamp: Stamp | None, key: RunKey) -> bool:
+    """True if messages of others may have this key: of no slot, and not made of the task id."""
+    if stamp is not None:
+        return stamp.entry is None
+    namespace = Settings.of(task.app).namespace
+    return key != RunKey.for_message(namespace, task.name, request.id, _nesting(request))
+
+
+def note(request: Any, key: RunKey) -> None:
+    """Keep a key that was made here for when this message is published again."""
+    setattr(request, _NOTE, key)
+
+
+def _unsigned(
+    task: Any,
+    headers: Mapping[str, Any],
+    request: Mapping[str, Any],
+    settings: Settings,
+    nesting: int,
+) -> str | None:
+    """The key of a message whose sender does not know the task: from its header or arguments."""
+    own: TaskKey = task._idem_key
     text = headers.get(OPTION)
-    if text is None:
+    if text is not None:
+        if settings.signing_key:
+            raise InvalidHeader(OPTION, text, "it is not signed: send with the task's apply_async")
+        if own.has_grain:
+            raise InvalidHeader(
+                OPTION, text, "the task has idem_grain: send with its apply_async, which knows when"
+            )
+        try:
+            return check_text(text)
+        except InvalidRunKey as exc:
+            raise InvalidHeader(OPTION, text, exc.reason) from exc
+    # With a signing key nobody is to occupy a key by arguments. And the period of a grain is known
+    # to the sender alone: the message may come again in the next one.
+    if settings.signing_key or own.has_grain or nesting:
         return None
-    if settings.signing_key:
-        raise InvalidHeader(OPTION, text, "it is not signed: send with the task's apply_async")
-    try:
-        return check_text(text)
-    except InvalidRunKey as exc:
-        raise InvalidHeader(OPTION, text, exc.reason) from exc
+    return own.text(request.get("args"), request.get("kwargs"))
 
 
 #: For annotations of tasks.

@@ -81,7 +81,8 @@ class RunRow:
         lease_seconds: seconds until that lease expires; None if its row is gone.
         error: why it failed, died or was skipped.
         callbacks_pending: it succeeded, and its links, chain or chord are not known to be sent.
-        result: what they are to be sent with, as JSON, if it is known.
+        result: what they are to be sent with, or what was stored, as JSON.
+        payload: a digest of the arguments with which it was claimed first, if they are compared.
     """
 
     key: RunKey
@@ -105,6 +106,23 @@ class RunRow:
     callbacks_pending: bool = False
     result: str | None = None
     lease_seconds: float | None = None
+    payload: str | None = None
+
+    def is_of_other(self, request: ClaimRequest) -> bool:
+        """True if the run is that of a message with another task id, and so of another sender."""
+        return self.task_id is not None and self.task_id != request.task_id
+
+    def has_other_payload(self, request: ClaimRequest) -> bool:
+        """True if the run is known to be for other arguments."""
+        return None not in (self.payload, request.payload) and self.payload != request.payload
+
+    def is_closed_to(self, request: ClaimRequest) -> bool:
+        """True if the run is not this message's to execute, to skip or to give up.
+
+        It has other arguments; or another sender, and nothing is to begin by it any more.
+        """
+        is_unwanted = request.skip is not None and self.is_of_other(request)
+        return is_unwanted or self.has_other_payload(request)
 
 
 class ClaimOutcome(Enum):
@@ -133,6 +151,8 @@ class ClaimRequest:
         retries: the retry number of the message.
         abandon_on_crash: a run whose owner is gone is not to be executed again.
         expired, late, revoked: nothing is to begin by this message any more.
+        payload: a digest of its arguments; a run with another one is not executed by it. None: not
+            compared.
     """
 
     key: RunKey
@@ -148,6 +168,7 @@ class ClaimRequest:
     expired: bool = False
     late: bool = False
     revoked: bool = False
+    payload: str | None = None
 
     @property
     def skip(self) -> str | None:

@@ -59,7 +59,7 @@ class IdempotentScheduler(Sending):
         self._reconcile_at = float("-inf")
         self._look_at: deque[float] = deque()
         self._is_open = False
-        if not args and kwargs.get("schedule") is None:
+        if self._settings.enabled and not args and kwargs.get("schedule") is None:
             # Whoever has another mapping keeps it: all of it is looked at each time, then.
             kwargs["schedule"] = Watched()
         super().__init__(app, *args, **kwargs)
@@ -213,20 +213,20 @@ class IdempotentScheduler(Sending):
                     signals.entry_broken(track.name, exc)
 
     def _postponed(self, track: Track, now: datetime) -> Any:
-        """Seconds for which an `is_due` of somebody's own holds the track's slots back; 0: not.
+        """Seconds for which an `is_due` of somebody's own holds the track's slots back; None: not.
 
         Celery's is not asked: what is due are the slots.
         """
         entry = track.entry
         if type(self).is_due is Scheduler.is_due and type(entry).is_due is ScheduleEntry.is_due:
-            return 0
+            return None
         # Not the time of this beat's last publish: Celery counts intervals from there on.
         last = track.slot_before(now)
         if last is None:
-            return 0
+            return None
         asked = copied(entry, last_run_at=entry.schedule.maybe_make_aware(last))
         is_due, seconds = self.is_due(asked)
-        return 0 if is_due else seconds
+        return None if is_due else (seconds or 0)
 
     def _advance(self, track: Track) -> None:
         # Celery's counters; the entry that is published is the one before, as there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from types import FunctionType
 from typing import Any
 
 from celery import beat
@@ -93,7 +94,7 @@ class Sending(Scheduler):
         if not self._settings.enabled:
             return super().apply_entry(entry, producer=producer)
         celerys: Any = Scheduler.apply_entry
-        if celerys.__code__.co_filename == beat.__file__:
+        if type(celerys) is FunctionType and celerys.__code__.co_filename == beat.__file__:
             return self.apply_async(entry, producer=producer, advance=False)
         # Somebody has put a function of theirs around Celery's, as Sentry does for its monitors.
         attempt = _Attempt(self)

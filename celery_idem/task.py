@@ -63,8 +63,6 @@ class IdempotentTask(BaseTask):
     # With a claim a redelivery is harmless, and without one a crash loses the run.
     acks_late = True
     reject_on_worker_lost = True
-    #: No error of the worker: logged in one line, without a traceback.
-    throws = (DuplicateRun,)
     #: The parent's verdict on what its children cannot write any more.
     Request = "celery_idem.request:Request"
 
@@ -88,6 +86,10 @@ class IdempotentTask(BaseTask):
     #: "hour", "day", "week" or "month". None: it does so for ever.
     idem_grain: GrainOption = None
 
+    #: Two messages to which their senders have given one key, and other arguments, are a mistake,
+    #: of which `KeyReused` tells.
+    check_payload: bool = True
+
     #: Tells a scheduler, which does not know this class, that the task's slots are claimed.
     idem_claims = True
 
@@ -110,13 +112,16 @@ class IdempotentTask(BaseTask):
         check_replay(owner, cls, settings)
         cls._idem_lock = lock_of(cls)
         cls._idem_key = key_of(cls)
-        known = (*OPTIONS, "idem_lock", OPTION, "idem_grain")
+        known = (*OPTIONS, "idem_lock", OPTION, "idem_grain", "check_payload")
         check_names(owner, cls._own_attributes(), known)
         # Of a worker alone: whoever only publishes needs no database.
         app.steps["worker"].add(IdempotentWorker)
         if not settings.enabled:
             cls._become_plain(app)
-        elif cls.track_started:
+            return
+        if DuplicateRun not in cls.throws:
+            cls.throws = (*cls.throws, DuplicateRun)
+        if cls.track_started:
             # The tracer stores STARTED before it calls the task, and a copy would overwrite the
             # FAILURE of the run it repeats: stored after the claim instead.
             cls._idem_track_started, cls.track_started = True, False
@@ -208,13 +213,20 @@ class IdempotentTask(BaseTask):
         """
         given = options.pop(OPTION, None)
         if Settings.of(self.app).enabled:
-            headers = stamped(self, args, kwargs, options.get("headers"), given)
+            headers = stamped(self, args, kwargs, options, given)
             if headers is not None:
                 options["headers"] = headers
         run = _RETRYING.get()
         if run is not None and options.get("task_id") == run.task_id:
             _await_retry(self, run, args, kwargs, options)
         return super().apply_async(args, kwargs, *more, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Celery's call in this process, with the keys of `apply_async`."""
+        given = options.pop(OPTION, None)
+        if given is not None and Settings.of(self.app).enabled:
+            options["headers"] = stamped(self, args, kwargs, options, given)
+        return super().apply(args, kwargs, *more, **options)
 
 
 def _await_retry(task: IdempotentTask, run: Run, args: Any, kwargs: Any, options: Any) -> None:

@@ -41,7 +41,7 @@ class Timetable:
 
     Arguments:
         postponed: asked before the slots of a track are handed out; seconds until it is asked
-            again, 0 if they are due.
+            again, None if they are due.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Timetable:
         ledger: Ledger,
         outage: Outage,
         clock: Clock,
-        postponed: Callable[[Track, datetime], Any] = lambda track, now: 0,
+        postponed: Callable[[Track, datetime], Any] = lambda track, now: None,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
@@ -118,7 +118,7 @@ class Timetable:
                 self._begin(name, entry, now)
         elif entry is None:
             self._drop(track)
-        elif not track.shows(entry):
+        elif not _shows(track, entry):
             self._changed(track, entry, now)
 
     def _look_over(self, schedule: Mapping[str, Any], rounds: float, now: datetime) -> None:
@@ -271,7 +271,8 @@ class Timetable:
         if pause is not None and track.heed(pause, now):
             return slots
         try:
-            if seconds := self._postponed(track, now):
+            seconds = self._postponed(track, now)
+            if seconds is not None:
                 track.postpone(now, seconds)
             elif track.asks_ledger and self._outage.is_left_alone:
                 track.wait(now)
@@ -296,3 +297,11 @@ class Timetable:
                 track.put_back(now)
             self._tidy_up()
         self._latest = now
+
+
+def _shows(track: Track, entry: Any) -> bool:
+    """False also for an entry that cannot be looked at: what is wrong is told when it begins."""
+    try:
+        return track.shows(entry)
+    except Exception:
+        return False

@@ -29,6 +29,9 @@ class Watched(dict[str, Any]):
         self._changed.clear()
         return dict(self)
 
+    def __reduce__(self) -> Any:
+        return type(self), (dict(self),)
+
     # Noted after the change: who asks in between finds it the next time.
 
     def __setitem__(self, key: str, value: Any) -> None:

@@ -150,10 +150,8 @@ class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
 
     def _settle(self, request: ClaimRequest, seen: RunRow) -> Claim | None:
         """The answer for a row that cannot simply be claimed; None to look again."""
-        if seen.state.final:
-            return Claim(ClaimOutcome.FINISHED, seen=seen)
-        if seen.state is not RunState.RUNNING:
-            return Claim(ClaimOutcome.RETRYING, seen=seen)
+        if seen.state is not RunState.RUNNING or seen.is_closed_to(request):
+            return _answer(seen)
         if seen.claim_id == request.claim_id:
             return Claim(ClaimOutcome.CLAIMED, seen.fence, seen.attempts)
         if (seen.lease_seconds or 0.0) > 0 or request.retries < seen.retries:
@@ -267,3 +265,11 @@ class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
             return False
         row = self.read(key)
         return row is not None and (row.fence, row.state) == (fence, RunState.SUCCEEDED)
+
+
+def _answer(seen: RunRow) -> Claim:
+    """What a run is that cannot be claimed."""
+    if seen.state.final:
+        return Claim(ClaimOutcome.FINISHED, seen=seen)
+    is_running = seen.state is RunState.RUNNING
+    return Claim(ClaimOutcome.RUNNING if is_running else ClaimOutcome.RETRYING, seen=seen)

@@ -73,6 +73,7 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
             run = self.tables.runs.get(request.key)
             if run is None:
                 row = new_row(request.key, request.namespace, request.task, request.entry)
+                row = replace(row, payload=request.payload)
                 run = self.tables.runs[request.key] = RunInMemory(row)
             elif not claimable(run.row, request):
                 return None

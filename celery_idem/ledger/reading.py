@@ -37,6 +37,7 @@ _RUN_COLUMNS = [
         "finished_at",
         "callbacks_pending",
         "result",
+        "payload",
     ]
 ]
 

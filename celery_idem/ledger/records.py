@@ -162,7 +162,7 @@ def check_closing(state: RunState) -> None:
 
 def claimable(seen: RunRow, request: ClaimRequest) -> bool:
     """The guard of `Ledger.try_claim`, on a row that was read."""
-    if seen.claim_id == request.claim_id:
+    if seen.claim_id == request.claim_id or seen.is_closed_to(request):
         return False
     if seen.state in (RunState.SCHEDULED, RunState.EMITTED):
         return seen.retries <= request.retries

@@ -122,6 +122,7 @@ def run_row(row: Any) -> RunRow:
         callbacks_pending=bool(row.callbacks_pending),
         result=row.result,
         lease_seconds=left,
+        payload=row.payload,
     )
 
 

@@ -164,8 +164,10 @@ runs = Table(
     Column("error", FreeText()),
     #: True from the end of a run until its links, chain and chord have been sent; null otherwise.
     Column("callbacks_pending", Boolean()),
-    #: What the body has returned (JSON), for whoever sends them if its worker dies.
+    #: What the body has returned (JSON): kept, or for whoever sends them if its worker dies.
     Column("result", FreeText()),
+    #: A digest of the arguments, where a key alone does not say them.
+    Column("payload", KeyText(40)),
     Column("created_at", UtcDateTime(), nullable=False),
     Column("started_at", UtcDateTime()),
     Column("finished_at", UtcDateTime()),

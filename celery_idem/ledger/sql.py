@@ -125,7 +125,11 @@ class SqlLedger(EmissionSql, TransactionSql, LocksSql):
         return run_row(rows[0]) if rows else None
 
     def try_claim(self, request: ClaimRequest) -> tuple[int, int] | None:
-        parameters = {**_requested(request), "b_lease": request.lease_id}
+        parameters = {
+            **_requested(request),
+            "b_lease": request.lease_id,
+            "b_payload": request.payload,
+        }
         answer = self._write(sql.claim(self.database.dialect), parameters)
         if returns_rows(self.database.dialect):
             return _first(answer)

@@ -73,6 +73,7 @@ def _claimable(current: Columns, new: Columns) -> ColumnElement[bool]:
     # connection and arriving late.
     return and_(
         current.claim_id.is_distinct_from(new.claim_id),
+        or_(current.payload.is_(None), new.payload.is_(None), current.payload == new.payload),
         or_(
             and_(current.state.in_(_UNCLAIMED), current.retries <= new.retries),
             and_(current.state == _RETRYING, current.retries == new.retries),
@@ -123,13 +124,25 @@ def _new_run(state: ColumnElement[int], claims: int, **more: Any) -> dict[str, A
 
 @lru_cache
 def claim(dialect: str) -> Insert:
-    values = _new_run(_RUNNING, 1, lease_id=bindparam("b_lease"), started_at=db_now())
+    values = _new_run(
+        _RUNNING,
+        1,
+        lease_id=bindparam("b_lease"),
+        started_at=db_now(),
+        payload=bindparam("b_payload"),
+    )
     return insert_or_change(dialect, runs, values, _claimable, _claimed, _claimed_now)
 
 
 CLAIM_READ_BACK: Select[Any] = select(runs.c.fence, runs.c.attempts).where(
     one_run(), runs.c.claim_id == bindparam("b_claim"), runs.c.state == _RUNNING
 )
+
+
+def _skippable(current: Columns, new: Columns) -> ColumnElement[bool]:
+    # Not the run of another sender, whose message may come again.
+    of_its_own = or_(current.task_id.is_(None), current.task_id == new.task_id)
+    return and_(_claimable(current, new), of_its_own)
 
 
 def _skipped_now(current: Columns, new: Columns) -> ColumnElement[bool]:
@@ -147,7 +160,7 @@ def _skipped(current: Columns, new: Columns) -> Updates:
 def skip(dialect: str) -> Insert:
     """As `claim`, but into ``skipped``."""
     values = _new_run(_SKIPPED, 0, error=bindparam("b_error"), finished_at=db_now())
-    return insert_or_change(dialect, runs, values, _claimable, _skipped, _skipped_now)
+    return insert_or_change(dialect, runs, values, _skippable, _skipped, _skipped_now)
 
 
 SKIP_READ_BACK: Select[Any] = select(runs.c.fence).where(

@@ -220,15 +220,22 @@ class Locks:
         """After the leases were renewed; in another thread, as Redis may not answer for a while."""
         if self._beats and self._held and not self._extends:
             self._extends = True
-            start_real_thread(partial(self._extend_held, self._beats))
+            try:
+                start_real_thread(partial(self._extend_held, self._beats))
+            except RuntimeError:  # There can be no more threads; the ledger knows who holds what.
+                self._extends = False
 
     def _extend_held(self, redis: RedisFilter) -> None:
         try:
             with self._guard:
                 held = [lock for locks in self._held.values() for lock in locks]
             for lock in held:
-                for it in () if lock.lost else lock.taken.values():
-                    redis.extend(it.name, lock.lease.id, self.leases.seconds)
+                for it in lock.taken.values():
+                    if not lock.lost:
+                        redis.extend(it.name, lock.lease.id, self.leases.seconds)
+                    if not lock.is_mine:
+                        # Released meanwhile, and perhaps set again just now.
+                        redis.release(it.name, lock.lease.id)
         finally:
             self._extends = False
 

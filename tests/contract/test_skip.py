@@ -21,7 +21,7 @@ def test_a_slot_that_is_too_late_to_be_started_is_skipped(
     store: Store, state: RunState | None
 ) -> None:
     key = store.in_state(state)
-    request = replace(store.request(key), late=True)
+    request = of_its_own(store, key, late=True)
     assert store.ledger.claim(request).outcome is ClaimOutcome.SKIPPED
     assert (store.row(key).state, store.row(key).error) == (RunState.SKIPPED, TOO_LATE)
 
@@ -39,7 +39,15 @@ def test_a_retry_has_the_deadline_of_its_message(store: Store) -> None:
 
 def late(store: Store, key: RunKey, retries: int = 0) -> ClaimRequest:
     """A claim by a message that came too late."""
-    return replace(store.request(key, retries=retries), expired=True)
+    return of_its_own(store, key, retries=retries, expired=True)
+
+
+def of_its_own(store: Store, key: RunKey, **more: object) -> ClaimRequest:
+    """By a copy of the message whose run it is."""
+    row = store.ledger.read(key)
+    request = store.request(key)
+    task_id = request.task_id if row is None or row.task_id is None else row.task_id
+    return replace(request, task_id=task_id, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("state", UNBEGUN, ids=str)
@@ -83,6 +91,6 @@ def test_a_run_that_has_begun_in_time_goes_on(store: Store) -> None:
 
 def test_a_run_that_was_revoked_does_not_survive_its_owner(store: Store) -> None:
     key, _ = store.orphan()
-    claim = store.ledger.claim(replace(store.request(key), revoked=True))
+    claim = store.ledger.claim(of_its_own(store, key, revoked=True))
     assert (claim.outcome, store.row(key).state) == (ClaimOutcome.KILLED, RunState.DEAD)
     assert store.row(key).error == "its owner is gone, and it was revoked"

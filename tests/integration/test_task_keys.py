@@ -10,8 +10,9 @@ from uuid import uuid4
 import pytest
 from celery import chain
 
-from celery_idem import DuplicateRun, RunKey
-from celery_idem.run import RunState
+from celery_idem import DuplicateRun, IdempotentTask, KeyReused, RunKey
+from celery_idem.ledger import Owner
+from celery_idem.run import ClaimRequest, RunState
 from tests.integration.conftest import NewStage
 from tests.integration.stage import NAMESPACE, Stage
 from tests.processes import Worker, wait_for
@@ -71,7 +72,7 @@ def test_keys_that_differ_are_two_runs(stage: Stage) -> None:
 
 def test_the_senders_own_key_is_in_a_header(stage: Stage) -> None:
     options: Any = {"headers": {"idem_key": "order-42"}}
-    ids = [stage.send("note", f"{number} of order-42", **options) for number in range(3)]
+    ids = [stage.send("note", "order-42", **options) for _ in range(3)]
     found = [outcome(stage, task_id) for task_id in ids]
     assert sorted(type(each).__name__ for each in found) == ["DuplicateRun", "DuplicateRun", "str"]
     row = stage.ledger.read(RunKey(f"{NAMESPACE}:tests.note=order-42"))
@@ -116,17 +117,23 @@ def test_a_copy_of_the_same_message_is_as_quiet_as_ever(stage: Stage) -> None:
 
 
 def test_a_key_holds_within_its_period(stage: Stage) -> None:
-    ids = [stage.send("monthly", 1) for _ in range(5)]
-    found = [outcome(stage, task_id) for task_id in ids]
-    # Two, should a month have begun meanwhile.
-    ran = stage.sql("SELECT task_id FROM effects WHERE what = 'monthly'")
-    assert len(ran) == len(months(stage)) <= 2
-    assert sum(isinstance(each, DuplicateRun) for each in found) == 5 - len(ran)
+    declare: Any = stage.app.task(
+        name="tests.monthly",
+        base=IdempotentTask,
+        idem_key="{customer}",
+        idem_grain="month",
+        shared=False,
+    )
 
+    def monthly(customer: int) -> None: ...
 
-def months(stage: Stage) -> set[Any]:
+    task = declare(monthly)
+    found = [outcome(stage, task.delay(1).id) for _ in range(5)]
     rows = stage.sql("SELECT slot FROM celery_idem_runs WHERE task = 'tests.monthly'")
-    return {slot for (slot,) in rows}
+    # Two, should a month have begun meanwhile.
+    assert 1 <= len(set(rows)) == len(rows) <= 2
+    assert stage.sql("SELECT count(*) FROM effects WHERE what = 'monthly'") == [(len(rows),)]
+    assert sum(isinstance(each, DuplicateRun) for each in found) == 5 - len(rows)
 
 
 def test_arguments_that_make_no_key_fail_their_message(stage: Stage, worker: Worker) -> None:
@@ -148,3 +155,91 @@ def test_a_run_whose_worker_dies_goes_on_by_its_own_message(stage: Stage) -> Non
     stage.open(gate)
     assert stage.get(first) == "8 may"
     assert bodies(stage, "8 may") == [first, first]
+
+
+# -- one key, other arguments ----------------------------------------------------------------------
+
+
+def order(number: int) -> Any:
+    return {"headers": {"idem_key": f"order-{number}"}}
+
+
+def test_a_key_with_other_arguments_is_a_mistake_that_is_told(stage: Stage) -> None:
+    first = stage.send("note", "one", **order(1))
+    assert stage.get(first) == "one"
+    found = outcome(stage, stage.send("note", "another", **order(1)))
+    assert isinstance(found, KeyReused)
+    assert "order-1" in str(found)
+    same = stage.send("note", kwargs={"text": "one"}, **order(1))
+    assert type(outcome(stage, same)) is DuplicateRun
+    row = stage.ledger.read(RunKey(f"{NAMESPACE}:tests.note=order-1"))
+    assert row is not None
+    details = [line.detail for line in stage.ledger.history(row.key)]
+    assert sorted("other arguments" in str(detail) for detail in details) == [False, True]
+
+
+def test_the_run_of_a_dead_worker_is_not_executed_with_other_arguments(stage: Stage) -> None:
+    gate = str(uuid4())
+    first = stage.send("gated", gate, **order(2))
+    stage.wait_for_effect(first, "started")
+    stage.sql(
+        "UPDATE celery_idem_leases SET expires_at = now() - interval '1 s'"
+        " WHERE id = (SELECT lease_id FROM celery_idem_runs WHERE task_id = %s)",
+        first,
+    )
+    found = outcome(stage, stage.send("gated", str(uuid4()), **order(2)))
+    assert isinstance(found, KeyReused)
+    stage.open(gate)
+
+
+def test_arguments_are_not_compared_where_the_task_says_so(stage: Stage) -> None:
+    ids = [stage.send("careless", text, **order(3)) for text in ("one", "another")]
+    found = sorted(type(outcome(stage, task_id)).__name__ for task_id in ids)
+    assert found == ["DuplicateRun", "str"]
+
+
+def test_arguments_that_are_no_part_of_a_tasks_own_key_do_not_count(stage: Stage) -> None:
+    ids = [stage.send("keyed", 20, "may", gate) for gate in (None, "")]
+    found = sorted(type(outcome(stage, task_id)).__name__ for task_id in ids)
+    assert found == ["DuplicateRun", "str"]
+
+
+def test_an_expired_message_does_not_skip_the_run_of_another(stage: Stage) -> None:
+    """Of one that was put back, and is to be executed when it comes again."""
+    key_ = RunKey(f"{NAMESPACE}:tests.note=order-4")
+    claimed = stage.ledger.claim(a_claim(stage, key_))
+    stage.ledger.give_back(key_, claimed.fence, "it was put back", 3600.0)
+    late = stage.send("note", "late", expires=0.001, **order(4))
+    wait_for(lambda: stage.ledger.history(key_), PATIENCE, "the duplicate")
+    row = stage.ledger.read(key_)
+    assert row is not None
+    assert (row.state, row.task_id) == (RunState.SCHEDULED, "first")
+    assert late != "first"
+
+
+def a_claim(stage: Stage, key_: RunKey) -> ClaimRequest:
+    lease = uuid4().hex
+    stage.ledger.register(lease, Owner("worker", "here", 1, "parent"), 3600.0)
+    return ClaimRequest(key_, "tests.note", NAMESPACE, None, "first", 0, lease, uuid4().hex)
+
+
+# -- the same message, once more -------------------------------------------------------------------
+
+
+def test_a_retry_has_the_key_of_its_run(stage: Stage) -> None:
+    """Though it has other arguments, and its sender did not know the task."""
+    task_id = stage.send("rekeyed", 1)
+    assert stage.get(task_id) == [2, "rekeyed=1"]
+    other = stage.send("rekeyed", 1)
+    assert isinstance(outcome(stage, other), DuplicateRun)
+
+
+def test_what_replaces_a_task_is_executed(stage: Stage) -> None:
+    task_id = stage.send("replaces_itself", 1, 0)
+    assert stage.get(task_id) == 3
+
+
+def test_an_expired_message_leaves_its_key_free(stage: Stage) -> None:
+    expired = stage.send("keyed", 30, expires=-5)
+    wait_for(lambda: str(stage.result(expired).state) == "REVOKED", PATIENCE, "its end")
+    assert stage.get(stage.send("keyed", 30)) == "30 may"

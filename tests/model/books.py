@@ -125,7 +125,7 @@ class Place(NamedTuple):
             self.task,
             NAMESPACES[0],
             self.entry,
-            "task",
+            self.key.task_id,
             ask.number,
             ask.lease,
             ask.claim,

@@ -42,6 +42,10 @@ SAMPLES: dict[type[errors.IdemError], tuple[errors.IdemError, list[str]]] = {
         errors.DuplicateRun("shop:bill=7", "its run is being executed"),
         ["shop:bill=7", "not executed once more", "its run is being executed"],
     ),
+    errors.KeyReused: (
+        errors.KeyReused("shop:bill=7", "its run has ended: succeeded"),
+        ["shop:bill=7", "other arguments (its run has ended: succeeded)", "check_payload = False"],
+    ),
     errors.LedgerError: (
         errors.LedgerError("the ledger's tables are absent from x", "run 'idem upgrade'"),
         ["tables are absent from x", "run 'idem upgrade'"],

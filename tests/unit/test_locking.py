@@ -168,7 +168,7 @@ def test_arguments_that_make_no_name_are_refused_at_the_run(app: Celery) -> None
 
 def test_a_slip_of_the_option_is_told(app: Celery) -> None:
     with pytest.raises(
-        ImproperlyConfigured, match=r"known are idem_grain, idem_key, idem_lock, max_attempts"
+        ImproperlyConfigured, match=r"known are check_payload, idem_grain, idem_key, idem_lock"
     ):
 
         @app.task(base=IdempotentTask, idem_locks="{sku}", lazy=False, shared=False)

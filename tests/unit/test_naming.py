@@ -125,7 +125,10 @@ def test_a_pydantic_task(app: Celery) -> None:
         ),
         ({"on_duplicate": "wait"}, "allowed are 'raise', 'replay', 'ignore'"),
         ({"store_result": 1}, "store_result of task shop.bill = 1"),
-        ({"idem_keys": "x"}, "there is no such option; known are idem_grain, idem_key"),
+        (
+            {"idem_keys": "x"},
+            "there is no such option; known are check_payload, idem_grain, idem_key",
+        ),
     ],
 )
 def test_an_impossible_option_is_an_error_where_the_task_is_declared(
@@ -222,7 +225,13 @@ def test_a_grain_makes_a_key_that_of_a_period(
     task.delay(7)
     assert sent(app) == [RunKey(f'shop:shop.bill={{"customer":7}}@{start}Z', began)]
     alone = declare(app, bill, name="shop.all", idem_grain=grain)
-    assert arrived(alone, 7) == arrived(alone, 8) == RunKey(f"shop:shop.all={{}}@{start}Z", began)
+    alone.delay(8)
+    (message,) = messages(app)
+    assert message.headers[HEADER_KEY] == f"shop:shop.all={{}}@{start}Z"
+    # When it was sent a worker cannot know, and it may come again in another period.
+    assert arrived(task, 7) == RunKey("shop:shop.bill[one]")
+    with pytest.raises(InvalidHeader, match="the task has idem_grain"):
+        identify(task, {"idem_key": "x"}, {"id": "one"}, Settings.of(app))
 
 
 def test_names_of_tasks_and_keys_are_not_mixed_up() -> None:
@@ -234,6 +243,24 @@ def test_names_of_tasks_and_keys_are_not_mixed_up() -> None:
         RunKey.for_slot("shop", "a=b=c", EPOCH),
     }
     assert len(keys) == 5
+
+
+def test_with_a_signing_key_nobody_occupies_a_key_by_arguments(app: Celery) -> None:
+    app.conf.idem_signing_key = "secret"
+    task = declare(app, bill, idem_key=["customer"])
+    assert arrived(task, 7) == RunKey("shop:shop.bill[one]")
+    strict = declare(app, bill, name="shop.strict", idem_key=["customer"], unstamped="reject")
+    with pytest.raises(InvalidHeader, match="messages without a run key are refused"):
+        arrived(strict, 7)
+
+
+def test_what_replaces_a_task_is_no_copy_of_it(app: Celery) -> None:
+    task = declare(app, bill, idem_key=["customer"])
+    task.apply_async((7,), task_id="one", replaced_task_nesting=1)
+    (message,) = messages(app)
+    assert HEADER_KEY not in message.headers
+    request = {"id": "one", "args": (7,), "kwargs": {}, "replaced_task_nesting": 1}
+    assert identify(task, {}, request, Settings.of(app))[1] == RunKey("shop:shop.bill[one/1]")
 
 
 def test_a_retry_and_what_was_put_back_keep_their_key(app: Celery) -> None:

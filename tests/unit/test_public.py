@@ -19,6 +19,7 @@ PUBLIC = [
     "InvalidHeader",
     "InvalidRunKey",
     "InvalidSchedule",
+    "KeyReused",
     "LeaseLost",
     "Ledger",
     "LedgerError",

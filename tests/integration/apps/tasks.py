@@ -110,6 +110,30 @@ def ignored(name: str) -> str:
     return name
 
 
+@app.task(base=IdempotentTask, bind=True, name="tests.rekeyed", idem_key="{number}")
+def rekeyed(self: Any, number: int) -> Any:
+    """Is retried with other arguments."""
+    effect("rekeyed", number)
+    if self.request.retries == 0:
+        raise self.retry(args=(number + 1,), countdown=0)
+    return [number, current_run().key.text.partition("tests.")[2]]
+
+
+@app.task(base=IdempotentTask, bind=True, name="tests.replaces_itself", idem_key=["name"])
+def replaces_itself(self: Any, name: int, page: int) -> Any:
+    """Page by page, each in the place of the one before."""
+    effect("replaces_itself", page)
+    if page < 3:
+        raise self.replace(replaces_itself.s(name, page + 1))
+    return page
+
+
+@app.task(base=IdempotentTask, name="tests.careless", check_payload=False)
+def careless(text: str) -> str:
+    effect("careless", text)
+    return text
+
+
 @app.task(base=IdempotentTask, name="tests.monthly", idem_key="{customer}", idem_grain="month")
 def monthly(customer: int) -> None:
     effect("monthly", customer)

@@ -59,6 +59,7 @@ def _runs() -> None:
         sa.Column("error", FreeText()),
         sa.Column("callbacks_pending", sa.Boolean()),
         sa.Column("result", FreeText()),
+        sa.Column("payload", KeyText(40)),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("started_at", UtcDateTime()),
         sa.Column("finished_at", UtcDateTime()),
