@@ -73,7 +73,7 @@ class Block(AbstractContextManager["Run | None"]):
     # -- the claim -------------------------------------------------------------------------------
 
     def _claim(self, stack: ExitStack) -> Run | None:
-        lease = self._leases.acquire()
+        lease = self._party.acquire()
         with claiming(self._leases, lease):
             claim = self.claim = self._ledger.claim(self._request(lease))
         lease.spent = claim.doubtful

@@ -303,6 +303,15 @@ def test_a_ledger_that_is_closed_leaves_no_lease(database: Store) -> None:
     ledger.close()
 
 
+def test_leases_of_dead_processes_are_buried_by_new_ones(database: Store) -> None:
+    """Where no beat does it."""
+    dead, living = database.lease(60), database.lease()
+    database.let_pass(61)
+    with opened(database.url) as ledger, ledger.once(NAME):
+        assert ledger.renew([dead, living], 60) == {living}
+        assert [its.expired for its in ledger.lease_counts().values()] == [0, 0]
+
+
 def test_leases_are_renewed_while_a_body_takes_its_time(database: Store, ledger: Ledger) -> None:
     query = text("SELECT expires_at FROM celery_idem_leases")
     with ledger.once(NAME, lease=1) as run:

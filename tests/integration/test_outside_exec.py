@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,12 @@ from tests.proxy import Proxy
 
 #: Begins, and ends with status 3 when there is a file ``go``.
 SLOW = "echo $$ >> pids; echo begun >> log; while [ ! -e go ]; do sleep 0.05; done; exit 3"
+
+#: Makes its standard input the terminal of its session, and becomes a command.
+_WITH_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @pytest.fixture
@@ -97,13 +101,13 @@ def test_signals_reach_the_command(shell: Shell, number: signal.Signals) -> None
 def test_a_terminal_interrupts_the_command_itself(shell: Shell) -> None:
     """It sends the signal to both; exec waits for what the command makes of it."""
     ours, terminal = os.openpty()
+    command = shell.command("--", "sh", "-c", f"trap 'echo INT >> log' INT; {SLOW}")
     first = subprocess.Popen(
-        shell.command("--", "sh", "-c", f"trap 'echo INT >> log' INT; {SLOW}"),
+        [sys.executable, "-c", _WITH_TERMINAL, *command],
         cwd=shell.folder,
         env=shell.env(),
         stdin=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     try:
         began(shell)

@@ -16,6 +16,7 @@ from celery_idem.keys import EPOCH
 
 NOON = datetime(2026, 7, 1, 12, 34, 56, tzinfo=UTC)
 DAY = datetime(2026, 7, 1, tzinfo=UTC)
+HALF_PAST = datetime(2026, 7, 1, 12, 30, tzinfo=UTC)
 AWAY = "postgresql://nobody:secret@127.0.0.1:1/nowhere"
 
 
@@ -34,12 +35,7 @@ AWAY = "postgresql://nobody:secret@127.0.0.1:1/nowhere"
             "2026-06-30T22:00:00Z.2026-06-30T22:00:00Z",
             datetime(2026, 6, 30, 22, tzinfo=UTC),
         ),
-        (
-            "a{slot:10 minutes}",
-            "UTC",
-            "a2026-07-01T12:30:00Z",
-            datetime(2026, 7, 1, 12, 30, tzinfo=UTC),
-        ),
+        ("a{slot:10 minutes}", "UTC", "a2026-07-01T12:30:00Z", HALF_PAST),
         ("{{slot:day}}", "UTC", "{slot:day}", None),
         ("for ever", "UTC", "for ever", None),
     ],
