@@ -6,7 +6,6 @@ is a `celery.utils.dispatch.Signal`; connect to it as to Celery's own. Must not 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,10 +81,16 @@ def failed(task: Any, key: object, error: str) -> None:
     run_failed.send(sender=task, key=key, error=error)
 
 
-def died(task: Any, key: object, reason: str, level: int = logging.DEBUG) -> None:
-    """A run is given up; Celery, where it is there, logs the failure itself."""
-    logger.log(level, "Run %s is dead: %s", key, reason, extra={"action": "run_dead"})
+def died(task: Any, key: object, reason: str) -> None:
+    """A run is given up; Celery logs the failure itself."""
+    logger.debug("Run %s is dead: %s", key, reason, extra={"action": "run_dead"})
     run_dead.send(sender=task, key=key, reason=reason)
+
+
+def given_up(sender: Any, key: object, reason: str) -> None:
+    """The same outside of Celery, where nobody else tells of it."""
+    logger.error("Run %s is given up: %s", key, reason, extra={"action": "run_given_up"})
+    run_dead.send(sender=sender, key=key, reason=reason)
 
 
 def repaired(task: Any, key: object) -> None:

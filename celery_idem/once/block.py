@@ -6,7 +6,6 @@ the ledger is None: exceptions are for faults. Must not know who calls, or how o
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
@@ -119,8 +118,7 @@ class Block(AbstractContextManager["Run | None"]):
 
     def _decline(self, claim: Claim) -> None:
         if claim.outcome is ClaimOutcome.KILLED:
-            # Nobody else tells of it: there is no message that fails.
-            signals.died(self.job, self.key, str(claim.error), logging.ERROR)
+            signals.given_up(self.job, self.key, str(claim.error))
             return
         if claim.outcome is ClaimOutcome.FINISHED and claim.seen is not None:
             reason = f"its run has ended: {claim.seen.state.label}"

@@ -211,7 +211,7 @@ def test_a_run_may_be_given_up(
     row = database.row(key())
     assert row.state is RunState.DEAD
     assert told == [f"{NAME}: {row.error}"]
-    assert [r.levelno for r in caplog.records if "is dead" in r.message] == [logging.ERROR]
+    assert [r.levelno for r in caplog.records if "is given up" in r.message] == [logging.ERROR]
 
 
 def _taken_over(database: Store, run: Run | None) -> None:
