@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from datetime import date, timedelta, timezone
 from typing import Any
@@ -300,6 +301,26 @@ def test_a_ledger_that_is_closed_leaves_no_lease(database: Store) -> None:
     assert "once" not in database.ledger.lease_counts()
     with ledger.once("open again") as run:
         assert run is not None
+    ledger.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_goes_on_by_itself(database: Store) -> None:
+    """It has nothing of its parent's leases, and what the parent has is not touched by it."""
+    with opened(database.url) as ledger, ledger.once(NAME) as run:
+        assert run is not None
+        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(ledger,))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        run.check()
+    assert database.row(key(None)).state is RunState.SUCCEEDED
+    assert database.row(key(None, "child")).state is RunState.SUCCEEDED
+
+
+def _in_child(ledger: Ledger) -> None:
+    with ledger.once(NAME) as parents, ledger.once("child") as run:
+        assert parents is None and run is not None
     ledger.close()
 
 
