@@ -10,7 +10,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from celery_idem import checks
 from celery_idem.errors import LedgerError
@@ -69,7 +69,11 @@ class Party:
     def of(cls, ledger: Ledger, lease: float) -> Party:
         """The party for `ledger`; made at first use, and anew in a forked child."""
         with _LOCK:
-            parties = _PARTIES.setdefault(ledger, {})
+            parties = _PARTIES.get(ledger)
+            if parties is None:
+                parties = _PARTIES[ledger] = {}
+                # A ledger that nobody has closed, and that nobody can use any more.
+                finalize(ledger, _retire, parties).atexit = False
             party = parties.get(lease)
             if party is None or party.pid != os.getpid():
                 party = parties[lease] = cls(ledger, lease)
@@ -108,6 +112,11 @@ def leave(ledger: Ledger) -> None:
     for party in parties.values():
         if party.pid == os.getpid():
             party.leases.close()
+
+
+def _retire(parties: dict[float, Party]) -> None:
+    for party in parties.values():
+        party.leases.retire()
 
 
 def _renew_lock() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.pool import NullPool
 
 from celery_idem import (
     ImproperlyConfigured,
@@ -302,6 +303,15 @@ def test_a_ledger_that_is_closed_leaves_no_lease(database: Store) -> None:
     with ledger.once("open again") as run:
         assert run is not None
     ledger.close()
+
+
+def test_a_ledger_that_is_forgotten_renews_nothing(database: Store) -> None:
+    """Its thread ends, and its lease by itself."""
+    # Without connections that would be open until they are collected.
+    options = {"poolclass": NullPool}
+    with Ledger.from_url(database.url, engine_options=options).once(NAME, lease=1) as run:
+        assert run is not None
+    wait_until(lambda: database.ledger.lease_counts()["once"].expired == 1)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
