@@ -14,6 +14,8 @@ Three edits adopt it::
     app.conf.beat_scheduler = "celery_idem:IdempotentScheduler"
     app.conf.idem_database_url = "postgresql://..."
 
+Outside of Celery, `Ledger.once` and `Ledger.idempotent` give the same to any process.
+
 What holds, and under which conditions, stands in the documentation under *guarantees*.
 """
 

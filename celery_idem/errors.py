@@ -254,7 +254,8 @@ class NoCurrentRun(IdemError, LookupError):
     def __str__(self) -> str:
         return (
             "no run is being executed here: current_run() works in the body of a task with "
-            "base=IdempotentTask while a worker (or apply()) executes it"
+            "base=IdempotentTask while a worker (or apply()) executes it, and outside of Celery in "
+            "a block of Ledger.once() that has the run"
         )
 
 

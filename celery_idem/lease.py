@@ -197,6 +197,15 @@ class Leases:
 
     # -- the end ---------------------------------------------------------------------------------
 
+    def retire(self) -> None:
+        """Renew nothing any more: nobody can use these leases, and they end by themselves.
+
+        Neither a lock nor a statement, so that a finalizer may call it at any place.
+        """
+        heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None:
+            heartbeat.stop()
+
     def close(self) -> None:
         """Delete the leases that nobody uses and stop the heartbeat, if nothing is executed.
 

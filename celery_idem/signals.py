@@ -87,10 +87,10 @@ def died(task: Any, key: object, reason: str) -> None:
     run_dead.send(sender=task, key=key, reason=reason)
 
 
-def died_unheard(job: Any, key: object, reason: str) -> None:
-    """A run outside of Celery is given up: nobody else tells of it."""
+def given_up(sender: Any, key: object, reason: str) -> None:
+    """The same outside of Celery, where nobody else tells of it."""
     logger.error("Run %s is given up: %s", key, reason, extra={"action": "run_given_up"})
-    run_dead.send(sender=job, key=key, reason=reason)
+    run_dead.send(sender=sender, key=key, reason=reason)
 
 
 def not_stored(task: Any, key: object, reason: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from celery_idem.cli.command import Command
+from celery_idem.cli.guard import NOT_EXECUTABLE
 from celery_idem.errors import LeaseLost
 from celery_idem.keys import RunKey
 from celery_idem.lease import MARGIN
@@ -70,7 +71,11 @@ class Execution:
         margin = self.job.lease * MARGIN
         command = Command(self.words)
         # What is left of the lease when it is not trusted any more is for the command to end in.
-        status = command.run(lambda: run.trusted_for > 0, min(1.0, margin / 4), margin / 2)
+        try:
+            status = command.run(lambda: run.trusted_for > 0, min(1.0, margin / 4), margin / 2)
+        except OSError as exc:
+            self.tell(f"{self.words[0]} cannot be started: {exc}")
+            status = NOT_EXECUTABLE
         if command.was_ended:
             raise LeaseLost(run.key.text, run.fence, "its command was ended with its lease")
         if status:

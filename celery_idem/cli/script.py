@@ -5,6 +5,7 @@ Owns the command line and its exit statuses. Must not contain logic that a libra
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import sys
@@ -37,15 +38,33 @@ def main() -> None:
     help="Where the ledger is.",
 )
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days and weeks they are.")
-@click.option("--lease", default=60.0, show_default=True, metavar="SECONDS")
-@click.option("--max-attempts", default=5, show_default=True, metavar="NUMBER")
+@click.option(
+    "--lease",
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long a host that was not heard of keeps the command.",
+)
+@click.option(
+    "--max-attempts",
+    default=5,
+    show_default=True,
+    metavar="NUMBER",
+    help="After so many hosts that died the command is given up.",
+)
 @click.option(
     "--on-crash",
     type=click.Choice([str(each) for each in OnCrash]),
     default=str(OnCrash.RETRY),
     show_default=True,
+    help="What becomes of a command whose host died.",
 )
-@click.option("--wait/--no-wait", default=True, help="For the end of a command elsewhere.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Wait for the end of a command that is run elsewhere.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(**options: Any) -> None:
     """Run COMMAND once for KEY, on whichever host comes first, and exit with its status.
@@ -62,6 +81,7 @@ def exec_(**options: Any) -> None:
     if the run was given up.
     """
     signal.signal(signal.SIGTERM, _leave)
+    logging.basicConfig(format="celery-idem: %(message)s", level=logging.WARNING)
     sys.exit(_status(**options))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from string import Formatter
 
-from celery_idem.errors import IdemError, InvalidRunKey
+from celery_idem.errors import ImproperlyConfigured, InvalidRunKey
 from celery_idem.keys import EPOCH, RunKey, iso
 from celery_idem.once.every import GRAINS, every_of
 
@@ -25,6 +25,7 @@ def run_key(template: str, timezone: str, now: datetime) -> RunKey:
         InvalidRunKey: it is no such template.
         ImproperlyConfigured: there is no such time zone.
     """
+    every_of("day", timezone)  # So that a wrong zone is told of without a slot, too.
     text, slots = "", set[datetime]()
     for literal, interval in _parts(template):
         text += literal
@@ -54,10 +55,8 @@ def _parts(template: str) -> list[tuple[str, str | None]]:
 
 
 def _slot(template: str, interval: str, timezone: str, now: datetime) -> datetime:
-    slot_at = every_of("day", timezone)  # For the error of the time zone alone.
     try:
-        slot_at = every_of(interval, timezone)
-    except IdemError:
+        return every_of(interval, timezone)(now)
+    except ImproperlyConfigured:
         reason = f"{interval!r} is no interval: {_WAY_OUT}"
         raise InvalidRunKey(template, reason) from None
-    return slot_at(now)

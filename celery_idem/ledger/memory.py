@@ -264,4 +264,5 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
         return self
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to give back but leases."""
+        self._leave()

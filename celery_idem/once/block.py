@@ -72,7 +72,7 @@ class Block(AbstractContextManager["Run | None"]):
     # -- the claim -------------------------------------------------------------------------------
 
     def _claim(self, stack: ExitStack) -> Run | None:
-        lease = self._leases.acquire()
+        lease = self._party.acquire()
         with claiming(self._leases, lease):
             claim = self.claim = self._ledger.claim(self._request(lease))
         lease.spent = claim.doubtful
@@ -118,7 +118,7 @@ class Block(AbstractContextManager["Run | None"]):
 
     def _decline(self, claim: Claim) -> None:
         if claim.outcome is ClaimOutcome.KILLED:
-            signals.died_unheard(self.job, self.key, str(claim.error))
+            signals.given_up(self.job, self.key, str(claim.error))
             return
         if claim.outcome is ClaimOutcome.FINISHED and claim.seen is not None:
             reason = f"its run has ended: {claim.seen.state.label}"

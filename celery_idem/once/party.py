@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from celery_idem import checks
-from celery_idem.lease import Leases
+from celery_idem.errors import LedgerError
+from celery_idem.lease import Lease, Leases
 from celery_idem.ledger import Ledger
 from celery_idem.ledger.outside import Terms
 from celery_idem.lock import Locks
 from celery_idem.policy import OnCrash
+
+#: Leases of dead processes that a new one deletes.
+_MOST_BURIED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +63,35 @@ class Party:
         # Of a twin, as nothing here may keep `ledger` itself, by which the party is found.
         self.leases = Leases(ledger.twin().twin, lease, kind="once")
         self._locks: dict[str, Locks] = {}
+        self._has_looked = False
 
     @classmethod
     def of(cls, ledger: Ledger, lease: float) -> Party:
         """The party for `ledger`; made at first use, and anew in a forked child."""
         with _LOCK:
-            parties = _PARTIES.setdefault(ledger, {})
+            parties = _PARTIES.get(ledger)
+            if parties is None:
+                parties = _PARTIES[ledger] = {}
+                # A ledger that nobody has closed, and that nobody can use any more.
+                finalize(ledger, _retire, parties).atexit = False
             party = parties.get(lease)
             if party is None or party.pid != os.getpid():
                 party = parties[lease] = cls(ledger, lease)
             return party
+
+    def acquire(self) -> Lease:
+        """A lease for the caller alone.
+
+        Raises:
+            LedgerError: none could be registered.
+        """
+        lease = self.leases.acquire()
+        if not self._has_looked:
+            self._has_looked = True
+            # Where no beats are at work, nobody else deletes those of processes that have died.
+            with suppress(LedgerError):
+                self.leases.ledger.bury_expired(_MOST_BURIED)
+        return lease
 
     def locks(self, namespace: str) -> Locks:
         """Where bodies of this namespace take locks."""
@@ -88,6 +112,11 @@ def leave(ledger: Ledger) -> None:
     for party in parties.values():
         if party.pid == os.getpid():
             party.leases.close()
+
+
+def _retire(parties: dict[float, Party]) -> None:
+    for party in parties.values():
+        party.leases.retire()
 
 
 def _renew_lock() -> None:

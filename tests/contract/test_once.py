@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from datetime import date, timedelta, timezone
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.pool import NullPool
 
 from celery_idem import (
     ImproperlyConfigured,
@@ -301,6 +303,44 @@ def test_a_ledger_that_is_closed_leaves_no_lease(database: Store) -> None:
     with ledger.once("open again") as run:
         assert run is not None
     ledger.close()
+
+
+def test_a_ledger_that_is_forgotten_renews_nothing(database: Store) -> None:
+    """Its thread ends, and its lease by itself."""
+    # Without connections that would be open until they are collected.
+    options = {"poolclass": NullPool}
+    with Ledger.from_url(database.url, engine_options=options).once(NAME, lease=1) as run:
+        assert run is not None
+    wait_until(lambda: database.ledger.lease_counts()["once"].expired == 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_goes_on_by_itself(database: Store) -> None:
+    """It has nothing of its parent's leases, and what the parent has is not touched by it."""
+    with opened(database.url) as ledger, ledger.once(NAME) as run:
+        assert run is not None
+        child = multiprocessing.get_context("fork").Process(target=_in_child, args=(ledger,))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        run.check()
+    assert database.row(key(None)).state is RunState.SUCCEEDED
+    assert database.row(key(None, "child")).state is RunState.SUCCEEDED
+
+
+def _in_child(ledger: Ledger) -> None:
+    with ledger.once(NAME) as parents, ledger.once("child") as run:
+        assert parents is None and run is not None
+    ledger.close()
+
+
+def test_leases_of_dead_processes_are_buried_by_new_ones(database: Store) -> None:
+    """Where no beat does it."""
+    dead, living = database.lease(60), database.lease()
+    database.let_pass(61)
+    with opened(database.url) as ledger, ledger.once(NAME):
+        assert ledger.renew([dead, living], 60) == {living}
+        assert [its.expired for its in ledger.lease_counts().values()] == [0, 0]
 
 
 def test_leases_are_renewed_while_a_body_takes_its_time(database: Store, ledger: Ledger) -> None:

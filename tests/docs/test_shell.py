@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from celery_idem.cli.template import run_key
+from celery_idem.clock import SYSTEM
 from example_project.demo.cli import _parser
 from tests.docs.markdown import ROOT, all_blocks, documents, name, prose
 from tests.processes import python_path
@@ -22,16 +24,24 @@ TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
 EXTRAS = set(metadata("celery-idem").get_all("Provides-Extra") or ())
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """Where a command stands, and the command."""
+def in_blocks() -> Iterator[tuple[str, str]]:
+    """The commands of blocks: where one stands, and the command."""
     for block in all_blocks("sh", "console"):
         for line in block.text.splitlines():
             if line.strip() and not line.startswith("#"):
                 yield str(block), line
+    for block in all_blocks("cron", "ini"):
+        for command in re.findall(r"celery-idem .*", block.text):
+            yield str(block), command
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Those of blocks and of sentences."""
+    yield from in_blocks()
     for document in documents():
         for number, line in prose(document):
             for code in re.findall(r"`([^`]+)`", line):
-                if re.match(r"(make|celery|python -m|pip) \S", code):
+                if re.match(r"(make|celery|celery-idem|python -m|pip) \S", code):
                     yield f"{name(document)}:{number}", code
 
 
@@ -51,6 +61,15 @@ def by_celery(words: list[str]) -> None:
     else:
         words = ["-A", "example_project.app", *words]
     succeeds("celery", *words, "--help")
+
+
+def by_script(words: list[str]) -> None:
+    options = words[: words.index("--")] if "--" in words else words
+    if "--" in words:
+        (template,) = [word for word in options if "{slot:" in word]
+        run_key(template, "UTC", SYSTEM.now())
+        assert words[-1] != "--"
+    succeeds("celery_idem.cli.script", *options, "--help")
 
 
 def by_pip(words: list[str]) -> None:
@@ -82,6 +101,7 @@ def succeeds(module: str, *words: str) -> None:
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": by_make,
     "celery": by_celery,
+    "celery-idem": by_script,
     "pip": by_pip,
     "python": by_python,
 }

@@ -10,6 +10,7 @@ import pytest
 from hatchling import build
 
 import celery_idem
+from celery_idem.cli.script import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,6 +45,13 @@ def test_it_names_the_package_and_its_licence(wheel: zipfile.ZipFile) -> None:
     assert f"Version: {celery_idem.__version__}\n" in text
     assert "License-Expression: BSD-3-Clause\n" in text
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_it_brings_the_command_line(wheel: zipfile.ZipFile) -> None:
+    (points,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+    text = wheel.read(points).decode()
+    assert "[console_scripts]\ncelery-idem = celery_idem.cli.script:main\n" in text
+    assert main.name == "main" and list(main.commands) == ["exec"]
 
 
 def test_beat_finds_the_scheduler_by_its_short_name() -> None:
