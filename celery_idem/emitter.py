@@ -98,10 +98,9 @@ class Emitter:
         return others
 
     def _keep(self, batch: Batch) -> None:
-        """Of a batch that was recorded and not published: it comes with what an outage has left."""
-        won = self._wait(batch)
-        kept = batch.dues if won is None else [due for due in batch.dues if due.key in won]
-        self._left.extend(Left(due, recorded=won is not None) for due in kept)
+        """Of a batch that is not published, as something went wrong: what is recorded is made up."""
+        if self._wait(batch) is None:
+            self._left.extend(Left(due) for due in batch.dues)
 
     def _emit(self, batch: Batch, won: set[RunKey] | None) -> list[Answer]:
         if won is None:

@@ -6,7 +6,7 @@ import json
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from enum import Enum, IntEnum
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from celery_idem.canonical import DEEPEST, canonical
 from celery_idem.errors import NotCanonical
 
 NOON = datetime(2026, 3, 29, 12, tzinfo=timezone.utc)
+NOWHERE = datetime(2026, 1, 1, tzinfo=timezone.utc).replace(tzinfo=None)
 Pair = namedtuple("Pair", "a b")
 
 
@@ -75,6 +76,9 @@ class Name(str):
         (Decimal("1.00"), '"1"'),
         (Decimal("1E+2"), '"100"'),
         (Decimal("-0.0"), '"0"'),
+        (Decimal("10"), '"10"'),
+        (-0.0, "0.0"),
+        (NOWHERE.replace(year=1), '"0001-01-01T00:00:00"'),
         (UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
         (b"\x01\xff", '"01ff"'),
         (Order(7, ("a",)), '{"lines":["a"],"number":7}'),
@@ -103,6 +107,19 @@ def test_what_has_none_is_an_error_that_says_where(value: Any, said: str) -> Non
     with pytest.raises(NotCanonical) as caught:
         canonical({"order": value}, "arguments")
     assert said in str(caught.value)
+
+
+def test_decimals_are_not_rounded_by_anybodys_context() -> None:
+    long = "1234567890123456789.0123456789"
+    with localcontext() as context:
+        context.prec = 6
+        assert canonical(Decimal(long)) == f'"{long}"'
+        assert canonical(Decimal(long[:-1] + "8")) != canonical(Decimal(long))
+
+
+def test_an_instant_at_the_end_of_the_calendar_has_a_text() -> None:
+    last = datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-2)))
+    assert canonical(last) == '"9999-12-31T23:00:00-02:00"'
 
 
 def test_what_never_ends_is_an_error() -> None:

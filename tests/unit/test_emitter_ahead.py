@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -142,6 +142,62 @@ def test_a_beat_that_ends_in_between_leaves_what_it_has_recorded_to_others(
         (row.entry, row.key.text.partition("@")[2]) for row in rows(ledger)
     }
     assert {row.emit_count for row in rows(ledger)} == {1}
+
+
+class Broken:
+    """Due slots of which one cannot be told."""
+
+    def __init__(self, going: Prompt, at: int) -> None:
+        self._dues, self._at = going._due(going.clock.now()), at
+
+    def __iter__(self) -> Iterator[Due]:
+        for number, due in enumerate(self._dues):
+            if number == self._at:
+                raise ZeroDivisionError("grim")
+            yield due
+
+
+@pytest.mark.parametrize("at", [0, 5, FEWEST, FEWEST + 5, 2 * FEWEST + 5])
+def test_what_was_due_before_an_error_is_recorded_and_published(
+    going: Prompt, ledger: Watching, at: int
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        going._emitter.emit(Broken(going, at))
+    assert len(set(slots(messages(going.app)))) == at == len(rows(ledger))
+    assert {row.emit_count for row in rows(ledger)} <= {1}
+
+
+def test_what_was_recorded_ahead_is_not_lost_by_an_error(
+    going: Prompt, ledger: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emit = going._emitter._emit
+
+    def fail(*args: Any) -> Any:
+        emit(*args)
+        raise ZeroDivisionError("grim")
+
+    monkeypatch.setattr(going._emitter, "_emit", fail)
+    going.tick()
+    monkeypatch.undo()
+    run_for(going, 3)
+    found = slots(messages(going.app))
+    assert len(found) == len(set(found)) == len(rows(ledger)) == len(SCHEDULE)
+
+
+def test_slots_of_plain_tasks_are_not_recorded_ahead(
+    ledger: Watching, clock: SettableClock
+) -> None:
+    """Their row is closed when it is made: whoever ends before the publish takes it along."""
+    plain = {name: {**entry, "task": "plain"} for name, entry in SCHEDULE.items()}
+    made = make_beat(make_app(plain), ledger, clock, cls=Prompt)
+    assert isinstance(made, Prompt)
+    made.tick()
+    clock.advance(10)
+    recorded: list[int] = []
+    made.before = lambda: recorded.append(len(ledger.tables.runs))
+    made.tick()
+    assert recorded[0] == FEWEST
+    assert len(messages(made.app)) == len(SCHEDULE)
 
 
 @pytest.mark.parametrize("late", [0.0, 0.3, 0.6, 0.9])

@@ -5,13 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, chain, group
 from pydantic import BaseModel
 
-from celery_idem import IdempotentTask, InvalidHeader, InvalidRunKey, NotCanonical, RunKey
+from celery_idem import (
+    DuplicateRun,
+    IdempotentTask,
+    InvalidHeader,
+    InvalidRunKey,
+    KeyReused,
+    NotCanonical,
+    RunKey,
+)
 from celery_idem.config import Settings
 from celery_idem.errors import ImproperlyConfigured
 from celery_idem.keys import EPOCH, HEADER_KEY, Stamp
@@ -179,6 +188,14 @@ def test_signatures_take_a_key_along(app: Celery) -> None:
     assert [message.headers[HEADER_KEY][-2:] for message in found] == ["=a", "=b", "=c", "=d"]
     (following,) = found[-1].payload[2]["chain"]
     assert following["options"]["idem_key"] == "e"
+
+
+def test_a_call_in_this_process_takes_a_key_too(app: Celery, tmp_path: Path) -> None:
+    app.conf.idem_database_url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    task = declare(app, bill)
+    assert task.apply((7,), idem_key="order-42").successful()
+    assert isinstance(task.apply((7,), idem_key="order-42").result, DuplicateRun)
+    assert isinstance(task.s(8).set(idem_key="order-42").apply().result, KeyReused)
 
 
 def test_a_sender_that_does_not_know_the_task_gives_a_header(app: Celery) -> None:

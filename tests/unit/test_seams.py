@@ -101,6 +101,28 @@ def test_what_is_patched_into_celerys_apply_entry_is_called(start: Any, patched:
     assert [found["watched"] for found in headers(going.app)] == [True] * 3
 
 
+def test_what_is_patched_in_need_not_be_a_function(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Scheduler.apply_entry
+    seen: list[str] = []
+
+    class Wrapper:
+        """As libraries make them that wrap others: it shows what is said of the original."""
+
+        __code__ = original.__code__
+
+        def __call__(self, scheduler: Any, entry: Any, **options: Any) -> Any:
+            seen.append(entry.name)
+            return original(scheduler, entry, **options)
+
+    monkeypatch.setattr(Scheduler, "apply_entry", Wrapper())
+    going = start(UnitScheduler)
+    run_for(going, 20)
+    assert seen == ["e"] * 2
+    assert len(messages(going.app)) == 2
+
+
 def test_an_error_is_not_lost_in_a_patched_apply_entry(
     start: Any, patched: list[Any], ledger: ShakyLedger, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,6 +234,22 @@ def test_is_due_of_an_entry_may_say_no(start: Any, choosy: Any) -> None:
     assert [slot[-3:] for _, slot in slots(messages(going.app))] == ["10Z"]
     run_for(going, 11)
     assert [slot[-3:] for _, slot in slots(messages(going.app))] == ["20Z", "30Z"]
+
+
+@pytest.mark.parametrize("again", [0, 0.0, None])
+def test_is_due_may_say_no_without_saying_when(start: Any, again: Any) -> None:
+    class Own(UnitScheduler):
+        closed = True
+
+        def is_due(self, entry: Any) -> Any:
+            return (not self.closed, again)
+
+    going = start(Own)
+    run_for(going, 15)
+    assert messages(going.app) == []
+    going.closed = False
+    run_for(going, 6)
+    assert [slot[-3:] for _, slot in slots(messages(going.app))] == ["10Z", "20Z"]
 
 
 def test_is_due_of_a_scheduler_may_say_no(start: Any) -> None:
