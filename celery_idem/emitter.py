@@ -98,7 +98,7 @@ class Emitter:
         return others
 
     def _keep(self, batch: Batch) -> None:
-        """Of a batch that is not published, as something went wrong: what is recorded is made up."""
+        """Of a batch that is not published, as something went wrong: what is recorded comes."""
         if self._wait(batch) is None:
             self._left.extend(Left(due) for due in batch.dues)
 
