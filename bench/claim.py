@@ -81,6 +81,7 @@ class Raw:
             "b_lease": request.lease_id,
             "b_claim": request.claim_id,
             "b_task_id": request.task_id,
+            "b_payload": request.payload,
         }
         self._cursor.execute(self._claim.text, values, prepare=True)
         ((fence, _),) = self._cursor.fetchall()
