@@ -80,8 +80,6 @@ def exec_(**options: Any) -> None:
     not answer or the lease was lost (and, with --no-wait, while the command runs elsewhere), and 70
     if the run was given up.
     """
-    signal.signal(signal.SIGTERM, _leave)
-    logging.basicConfig(format="celery-idem: %(message)s", level=logging.WARNING)
     sys.exit(_status(**options))
 
 
@@ -109,6 +107,8 @@ def _status(
         ledger = Ledger.from_url(database)
     except (InvalidRunKey, ImproperlyConfigured) as exc:
         raise click.UsageError(str(exc)) from exc
+    signal.signal(signal.SIGTERM, _leave)
+    logging.basicConfig(format="celery-idem: %(message)s", level=logging.WARNING)
     if shutil.which(command[0]) is None:
         # Before the claim: another host may have it.
         _tell(f"{command[0]}: there is no such command")

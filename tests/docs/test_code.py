@@ -58,8 +58,9 @@ def test_the_project_works_after_the_edits(sqlite_url: str, tmp_path: Path) -> N
     key, slot = run(script, tmp_path).splitlines()
     assert key.startswith("shop:shop.charge[")
     assert slot == "None"
-    row = Ledger.from_url(sqlite_url).counts()
-    assert row == {RunState.SUCCEEDED.label: 1}
+    ledger = Ledger.from_url(sqlite_url)
+    assert ledger.counts() == {RunState.SUCCEEDED.label: 1}
+    ledger.close()
 
 
 def test_beats_and_workers_of_the_edited_project(

@@ -21,8 +21,8 @@ PATIENCE = 60.0
 _IN_ITS_BODY = re.compile(r"in the body of (\d+)")
 
 
-def _killed_in_its_body(programs: list[Program], hold: Path) -> tuple[Program, int]:
-    """Kill the first process that executes a slot; which one, and the number of that slot."""
+def _in_its_body(programs: list[Program], hold: Path) -> tuple[Program, int]:
+    """The first process that executes a slot, held there; and the number of that slot."""
     hold.touch()
 
     def found() -> tuple[Program, int] | None:
@@ -32,11 +32,9 @@ def _killed_in_its_body(programs: list[Program], hold: Path) -> tuple[Program, i
                 return program, int(body.group(1))
         return None
 
-    killed = wait_for(found, PATIENCE, "a process executes a slot")
-    assert killed is not None
-    killed[0].kill()
-    hold.unlink()
-    return killed
+    first = wait_for(found, PATIENCE, "a process executes a slot")
+    assert first is not None
+    return first
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -45,7 +43,9 @@ def test_each_slot_is_executed_once(postgres_url: str, tmp_path: Path, scheduler
     watch = Watch(postgres_url)
     with several(postgres_url, scheduler, tmp_path) as programs:
         wait_for(lambda: len(watch.effects()) >= 2, PATIENCE, "two slots were executed")
-        victim, killed = _killed_in_its_body(programs, tmp_path / "hold")
+        victim, killed = _in_its_body(programs, tmp_path / "hold")
+        victim.kill()
+        (tmp_path / "hold").unlink()
         assert watch.effects()[killed] == 0
         wait_for(lambda: watch.effects()[killed], PATIENCE, "another process has executed it")
         victim.start()
@@ -59,6 +59,21 @@ def test_each_slot_is_executed_once(postgres_url: str, tmp_path: Path, scheduler
     assert watch.called() - set(executed) == set()
     assert watch.calls() > len(executed)
     _was_taken_over(postgres_url, killed)
+
+
+def test_a_process_that_stands_still_writes_nothing_late(postgres_url: str, tmp_path: Path) -> None:
+    """For longer than its lease, in its body: another one executes the slot meanwhile."""
+    watch = Watch(postgres_url)
+    with several(postgres_url, "schedule", tmp_path) as programs:
+        victim, stopped = _in_its_body(programs, tmp_path / "hold")
+        victim.pause()
+        (tmp_path / "hold").unlink()
+        wait_for(lambda: watch.effects()[stopped], PATIENCE, "another process has executed it")
+        victim.resume()
+        wait_for(lambda: "is no longer owned" in victim.log, PATIENCE, "it learns that it is late")
+        assert [program.stop() for program in programs] == [0, 0, 0]
+    assert set(watch.effects().values()) == {1}
+    _was_taken_over(postgres_url, stopped)
 
 
 def _was_taken_over(url: str, number: int) -> None:
