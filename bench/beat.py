@@ -36,10 +36,10 @@ AIM = ">= 0.9 x"
 def measure(servers: Servers) -> Iterator[Row]:
     """For each number of entries: the three candidates in turn."""
     for size, rounds in SIZES.items():
-        yield from _measure(servers, servers.few(size), servers.few(rounds))
+        yield from _measure(servers, servers.few(size), servers.few(rounds), size <= MOST)
 
 
-def _measure(servers: Servers, size: int, rounds: int) -> Iterator[Row]:
+def _measure(servers: Servers, size: int, rounds: int, with_stock: bool) -> Iterator[Row]:
     with Redis.from_url(servers.broker_url) as redis:
         queues = Queues(redis, servers.prefix)
         idem = Idem(make_app(servers, entries_of(size, "bench.idem", "idem")))
@@ -48,7 +48,7 @@ def _measure(servers: Servers, size: int, rounds: int) -> Iterator[Row]:
             "idem": lambda: queues.rate("idem", lambda: _publish_all(idem, queues, size)),
             "loop": loop.rate,
         }
-        if size <= MOST:
+        if with_stock:
             stock = Stock(make_app(servers, entries_of(size, "bench.plain", "stock")), queues, size)
             candidates["stock"] = stock.rate
         rates = in_turn(candidates, rounds, warm_up=0)
