@@ -30,6 +30,8 @@ AT_DEFAULTS = 10
 #: Where Debian's package and others keep the library that shifts clocks.
 FAKETIME = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib*/faketime/libfaketime.so.1")
 SHIFTED = Path(__file__).with_name("shifted")
+#: Settings that the other parts shorten.
+DEFAULTS = ("idem_lease", "idem_max_attempts", "beat_scheduler", "broker_transport_options")
 #: Seconds by which the clock of a process is wrong.
 SHIFTS = {"beat0": 300, "beat1": -300, "worker0": 300, "worker1": -300}
 
@@ -120,7 +122,7 @@ def of_beats(part: Part, kills: int) -> Part:
         weights=ONLY_BEATS,
         gap=(0.1, 1.1),
         half=(0.0, 0.01),
-        settings=dict.fromkeys(("idem_lease", "beat_scheduler"), "default"),
+        settings=dict.fromkeys(DEFAULTS, "default"),
         chains=False,
         one_down=True,
     )
@@ -128,7 +130,6 @@ def of_beats(part: Part, kills: int) -> Part:
 
 def at_defaults(part: Part) -> Part:
     """Settings as they come: a lease of a minute, and a broker that gives nothing back."""
-    names = ("idem_lease", "idem_max_attempts", "beat_scheduler", "broker_transport_options")
     return replace(
         part,
         name="defaults",
@@ -137,6 +138,6 @@ def at_defaults(part: Part) -> Part:
         weights={"kill child": 1, "kill worker": 1},
         gap=(3.0, 5.0),
         half=(0.5, 1.5),
-        settings=dict.fromkeys(names, "default"),
+        settings=dict.fromkeys(DEFAULTS, "default"),
         chains=False,
     )
