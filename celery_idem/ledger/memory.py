@@ -108,7 +108,7 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
                 row = new_row(key, request.namespace, request.task, request.entry)
                 run = RunInMemory(replace(row, retries=request.retries))
                 self.tables.runs[key] = run
-            elif not claimable(run.row, request):
+            elif run.row.is_of_other(request) or not claimable(run.row, request):
                 return (run.row.claim_id, run.row.state) == (claim_id, RunState.SKIPPED)
             run.row = replace(run.row, claim_id=claim_id, task_id=request.task_id)
             run.next_emit_at = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,10 @@ def _claim(store: Store, key: RunKey, row: RunRow | None) -> None:
 
 
 def _skip(store: Store, key: RunKey, row: RunRow | None) -> None:
-    store.ledger.try_skip(store.request(key, retries=row.retries if row else 0), "expired")
+    request = store.request(key, retries=row.retries if row else 0)
+    # By the message whose run it is.
+    task_id = request.task_id if row is None or row.task_id is None else row.task_id
+    store.ledger.try_skip(replace(request, task_id=task_id), "expired")
 
 
 def _bury(store: Store, row: RunRow) -> None:
