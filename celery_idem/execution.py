@@ -162,7 +162,8 @@ class Execution(Closing):
         """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
         seen = claim.seen
         request = self._request(key, lease)
-        if seen is not None and seen.is_of_other(request) and claim.outcome in _SEEN:
+        is_of_other = self.is_shared and seen is not None and seen.is_of_other(request)
+        if seen is not None and is_of_other and claim.outcome in _SEEN:
             return self._of_other(key, claim, seen, seen.has_other_payload(request))
         if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
             self._decline(key, claim)

@@ -18,6 +18,13 @@ from tests.processes import python_path, wait_for
 
 PATIENCE = 60.0
 
+#: Whoever runs the tests in the background has made them deaf to it, and what they start.
+_HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 class Shell:
     """A folder with a script, and who runs it."""
@@ -45,8 +52,9 @@ class Shell:
 
     def command(self, *words: str) -> list[str]:
         """``celery-idem exec --key job-{slot:month} WORDS``."""
-        module = "celery_idem.cli.script"
-        return [sys.executable, "-m", module, "exec", "--key", "job-{slot:month}", *words]
+        program = [sys.executable, "-m", "celery_idem.cli.script"]
+        hearing = [sys.executable, "-I", "-S", "-c", _HEARING]
+        return [*hearing, *program, "exec", "--key", "job-{slot:month}", *words]
 
     def env(self, url: str | None = None) -> dict[str, str]:
         """Its environment, with a ledger."""
