@@ -24,6 +24,8 @@ from celery_idem.keys import EPOCH, HEADER_KEY, RunKey, Stamp, check_text
 from celery_idem.policy import Unstamped
 from celery_idem.slots import Grain, grain_start
 
+#: For annotations of tasks.
+GrainOption = Literal["minute", "hour", "day", "week", "month"] | None
 #: The option of a publish, and the header in which senders without the task may give it.
 OPTION = "idem_key"
 
@@ -285,8 +287,3 @@ def _unsigned(
     if settings.signing_key or own.has_grain or nesting:
         return None
     return own.text(request.get("args"), request.get("kwargs"))
-
-
-#: For annotations of tasks.
-KeyOption = str | list[str] | tuple[str, ...] | Callable[..., str | None] | None
-GrainOption = Literal["minute", "hour", "day", "week", "month"] | None
