@@ -62,6 +62,7 @@ class Proxy:
         self._delay = 0.0
         self._closed = False
         self._listener: socket.socket | None = None
+        self._placeholder: socket.socket | None = None
         self.port = 0
         self.mend()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -88,6 +89,8 @@ class Proxy:
         self._closed = True
         self.cut()
         self._thread.join()
+        if self._placeholder is not None:
+            self._placeholder.close()
 
     def cut(self) -> None:
         """The server is gone: connections are reset, new ones refused."""
@@ -95,6 +98,8 @@ class Proxy:
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
+                # Bound, or somebody else's connection might have the port when it is mended.
+                self._placeholder = _bound(self.port)
             for one in self._pairs:
                 _reset(one)
             self._pairs.clear()
@@ -153,9 +158,7 @@ class Proxy:
         """Everything works again, on the same port."""
         with self._lock:
             if self._listener is None:
-                listener = socket.socket()
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(("127.0.0.1", self.port))
+                listener, self._placeholder = self._placeholder or _bound(self.port), None
                 listener.listen(128)
                 self.port = listener.getsockname()[1]
                 self._listener = listener
@@ -249,6 +252,22 @@ class Proxy:
             self._kept = (far, data)
         else:
             _reset(far)
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket that has this port, and refuses connections as long as it does not listen."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            one.bind(("127.0.0.1", port))
+            return one
+        except OSError:
+            # The one that was closed lives on for as long as it is looked at.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _await_answer(server: socket.socket) -> None:
