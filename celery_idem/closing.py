@@ -27,6 +27,7 @@ from celery_idem.errors import (
 )
 from celery_idem.lease import Lease
 from celery_idem.ledger import Retry as AwaitedRetry
+from celery_idem.ledger import Unsent
 from celery_idem.policy import OnContended
 from celery_idem.replaying import stored
 from celery_idem.run import Run, RunState
@@ -42,8 +43,8 @@ class Closing(Delivery):
         """Bring the result of the body into the ledger; the caller returns it."""
         awaited, stores = has_callbacks(self.request), bool(self._option("store_result"))
         text = stored(self.task, run.key, result) if stores else None
+        left = (unsent(result) if text is None else Unsent(text)) if awaited else None
         if not run.ended:
-            left = unsent(result) if awaited else None
             self._write(
                 run,
                 lambda: self.ledger.end(
@@ -51,16 +52,17 @@ class Closing(Delivery):
                 ),
             )
             signals.succeeded(self.task, run)
-        if awaited or stores:
-            self._keep(run, unsent(result).result if text is None else text, stores)
+        if text is not None or left is not None:
+            self._keep(run, text, left)
         if awaited:
             tell_when_sent(self.request, self.ledger, run.key, run.fence, stored=text is not None)
 
-    def _keep(self, run: Run, text: str | None, stores: bool) -> None:
+    def _keep(self, run: Run, text: str | None, left: Unsent | None) -> None:
         """Add the result to a run that its body has ended before it returned."""
+        result = left.result if left is not None else text
         if isinstance(run.books, Transactions) and run.books.used:
             try:
-                self.ledger.keep_result(run.key, run.fence, text, stored=stores)
+                self.ledger.keep_result(run.key, run.fence, result, stored=text is not None)
             except LedgerError as exc:
                 signals.ledger_lost(f"Run {run.key}: its result is not kept", exc)
 

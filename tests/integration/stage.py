@@ -156,6 +156,10 @@ class Stage:
         """The result of a task that ends."""
         return self.result(task_id).get(timeout=PATIENCE)
 
+    def outcome(self, task_id: str) -> Any:
+        """The same, or the error with which it ended."""
+        return self.result(task_id).get(timeout=PATIENCE, propagate=False)
+
     # -- what was done ---------------------------------------------------------------------------
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:

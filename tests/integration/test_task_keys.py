@@ -42,17 +42,12 @@ def key(customer: int, month: str = "may") -> RunKey:
     return RunKey(f'{NAMESPACE}:tests.keyed={{"customer":{customer},"month":"{month}"}}')
 
 
-def outcome(stage: Stage, task_id: str) -> Any:
-    """What the caller of this message gets."""
-    return stage.result(task_id).get(timeout=PATIENCE, propagate=False)
-
-
 def test_of_many_messages_with_one_key_one_is_executed(stage: Stage, worker: Worker) -> None:
     """However their arguments were passed, by a sender that does not know the task."""
     ids = [stage.send("keyed", 1) for _ in range(10)]
     ids += [stage.send("keyed", 1, "may") for _ in range(10)]
     ids += [stage.send("keyed", kwargs={"month": "may", "customer": 1}) for _ in range(10)]
-    found = [outcome(stage, task_id) for task_id in ids]
+    found = [stage.outcome(task_id) for task_id in ids]
     (ran,) = bodies(stage, "1 may")
     assert found[ids.index(ran)] == "1 may"
     others = [found[at] for at in range(30) if ids[at] != ran]
@@ -73,7 +68,7 @@ def test_keys_that_differ_are_two_runs(stage: Stage) -> None:
 def test_the_senders_own_key_is_in_a_header(stage: Stage) -> None:
     options: Any = {"headers": {"idem_key": "order-42"}}
     ids = [stage.send("note", "order-42", **options) for _ in range(3)]
-    found = [outcome(stage, task_id) for task_id in ids]
+    found = [stage.outcome(task_id) for task_id in ids]
     assert sorted(type(each).__name__ for each in found) == ["DuplicateRun", "DuplicateRun", "str"]
     row = stage.ledger.read(RunKey(f"{NAMESPACE}:tests.note=order-42"))
     assert row is not None and row.state is RunState.SUCCEEDED
@@ -84,7 +79,7 @@ def test_a_duplicate_of_what_is_being_executed_does_not_wait_for_it(stage: Stage
     first = stage.send("keyed", 4, "may", gate)
     wait_for(lambda: bodies(stage, "4 may"), PATIENCE, "the body")
     second = stage.send("keyed", 4)
-    assert "its run is being executed" in str(outcome(stage, second))
+    assert "its run is being executed" in str(stage.outcome(second))
     stage.open(gate)
     assert stage.get(first) == "4 may"
 
@@ -128,7 +123,7 @@ def test_a_key_holds_within_its_period(stage: Stage) -> None:
     def monthly(customer: int) -> None: ...
 
     task = declare(monthly)
-    found = [outcome(stage, task.delay(1).id) for _ in range(5)]
+    found = [stage.outcome(task.delay(1).id) for _ in range(5)]
     rows = stage.sql("SELECT slot FROM celery_idem_runs WHERE task = 'tests.monthly'")
     # Two, should a month have begun meanwhile.
     assert 1 <= len(set(rows)) == len(rows) <= 2
@@ -138,7 +133,7 @@ def test_a_key_holds_within_its_period(stage: Stage) -> None:
 
 def test_arguments_that_make_no_key_fail_their_message(stage: Stage, worker: Worker) -> None:
     task_id = stage.send("keyed", kwargs={"month": "may"})
-    assert isinstance(outcome(stage, task_id), TypeError)
+    assert isinstance(stage.outcome(task_id), TypeError)
     (line,) = stage.history("keyed", task_id, "refused")
     assert "customer" in str(line.detail)
 
@@ -151,7 +146,7 @@ def test_a_run_whose_worker_dies_goes_on_by_its_own_message(stage: Stage) -> Non
     ((pid,),) = stage.sql("SELECT pid FROM effects WHERE task_id = %s", first)
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: len(bodies(stage, "8 may")) == 2, PATIENCE, "the body once more")
-    assert isinstance(outcome(stage, stage.send("keyed", 8)), DuplicateRun)
+    assert isinstance(stage.outcome(stage.send("keyed", 8)), DuplicateRun)
     stage.open(gate)
     assert stage.get(first) == "8 may"
     assert bodies(stage, "8 may") == [first, first]
@@ -167,11 +162,11 @@ def order(number: int) -> Any:
 def test_a_key_with_other_arguments_is_a_mistake_that_is_told(stage: Stage) -> None:
     first = stage.send("note", "one", **order(1))
     assert stage.get(first) == "one"
-    found = outcome(stage, stage.send("note", "another", **order(1)))
+    found = stage.outcome(stage.send("note", "another", **order(1)))
     assert isinstance(found, KeyReused)
     assert "order-1" in str(found)
     same = stage.send("note", kwargs={"text": "one"}, **order(1))
-    assert type(outcome(stage, same)) is DuplicateRun
+    assert type(stage.outcome(same)) is DuplicateRun
     row = stage.ledger.read(RunKey(f"{NAMESPACE}:tests.note=order-1"))
     assert row is not None
     details = [line.detail for line in stage.ledger.history(row.key)]
@@ -187,20 +182,20 @@ def test_the_run_of_a_dead_worker_is_not_executed_with_other_arguments(stage: St
         " WHERE id = (SELECT lease_id FROM celery_idem_runs WHERE task_id = %s)",
         first,
     )
-    found = outcome(stage, stage.send("gated", str(uuid4()), **order(2)))
+    found = stage.outcome(stage.send("gated", str(uuid4()), **order(2)))
     assert isinstance(found, KeyReused)
     stage.open(gate)
 
 
 def test_arguments_are_not_compared_where_the_task_says_so(stage: Stage) -> None:
     ids = [stage.send("careless", text, **order(3)) for text in ("one", "another")]
-    found = sorted(type(outcome(stage, task_id)).__name__ for task_id in ids)
+    found = sorted(type(stage.outcome(task_id)).__name__ for task_id in ids)
     assert found == ["DuplicateRun", "str"]
 
 
 def test_arguments_that_are_no_part_of_a_tasks_own_key_do_not_count(stage: Stage) -> None:
     ids = [stage.send("keyed", 20, "may", gate) for gate in (None, "")]
-    found = sorted(type(outcome(stage, task_id)).__name__ for task_id in ids)
+    found = sorted(type(stage.outcome(task_id)).__name__ for task_id in ids)
     assert found == ["DuplicateRun", "str"]
 
 
@@ -231,7 +226,7 @@ def test_a_retry_has_the_key_of_its_run(stage: Stage) -> None:
     task_id = stage.send("rekeyed", 1)
     assert stage.get(task_id) == [2, "rekeyed=1"]
     other = stage.send("rekeyed", 1)
-    assert isinstance(outcome(stage, other), DuplicateRun)
+    assert isinstance(stage.outcome(other), DuplicateRun)
 
 
 def test_what_replaces_a_task_is_executed(stage: Stage) -> None:

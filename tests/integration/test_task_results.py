@@ -33,10 +33,6 @@ def key(name: str, task: str = "replayed") -> RunKey:
     return RunKey(f"{NAMESPACE}:tests.{task}={name}")
 
 
-def outcome(stage: Stage, task_id: str) -> Any:
-    return stage.result(task_id).get(timeout=PATIENCE, propagate=False)
-
-
 def bodies(stage: Stage, name: str) -> int:
     return len(stage.sql("SELECT 1 FROM effects WHERE what = 'replayed' AND detail = %s", name))
 
@@ -91,7 +87,7 @@ def test_a_result_of_a_run_that_has_ended_itself_is_kept(stage: Stage) -> None:
     assert row(stage, "e").state is RunState.SUCCEEDED
 
 
-@pytest.mark.parametrize("size", ["large", "object"])
+@pytest.mark.parametrize("size", ["large", "large, in a transaction", "object"])
 def test_what_is_not_stored_is_an_error_that_says_so(
     stage: Stage, worker: Worker, size: str
 ) -> None:
@@ -99,7 +95,7 @@ def test_what_is_not_stored_is_an_error_that_says_so(
     first = stage.send("replayed", size, size)
     stage.result(first).get(timeout=PATIENCE, propagate=False)
     wait_for(lambda: row(stage, size).state.final, PATIENCE, "an end")
-    found = outcome(stage, stage.send("replayed", size))
+    found = stage.outcome(stage.send("replayed", size))
     assert isinstance(found, DuplicateRun)
     assert "its result was not stored" in str(found)
     assert f"{key(size)}: the result of tests.replayed is not stored" in worker.log
@@ -107,8 +103,8 @@ def test_what_is_not_stored_is_an_error_that_says_so(
 
 def test_a_failure_is_told_and_not_repeated(stage: Stage) -> None:
     first = stage.send("replayed", "f", "error")
-    assert isinstance(outcome(stage, first), ValueError)
-    found = outcome(stage, stage.send("replayed", "f"))
+    assert isinstance(stage.outcome(first), ValueError)
+    found = stage.outcome(stage.send("replayed", "f"))
     assert isinstance(found, DuplicateRun)
     assert "ValueError: f" in str(found)
     assert bodies(stage, "f") == 1

@@ -90,7 +90,7 @@ def keyed(customer: int, month: str = "may", gate: str | None = None) -> str:
 )
 def replayed(name: str, value: Any = None, gate: str | None = None) -> Any:
     """Whoever asks for the same name gets the same result."""
-    if value == "transaction":
+    if value in ("transaction", "large, in a transaction"):
         with current_run().transaction():
             effect("replayed", name)
     else:
@@ -99,8 +99,10 @@ def replayed(name: str, value: Any = None, gate: str | None = None) -> Any:
         wait_at(gate)
     if value == "error":
         raise ValueError(name)
-    if value in ("large", "object"):
-        return "x" * 70_000 if value == "large" else object()
+    if value in ("large", "large, in a transaction"):
+        return "x" * 70_000
+    if value == "object":
+        return object()
     return {"name": name, "value": value}
 
 
