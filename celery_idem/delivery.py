@@ -18,7 +18,7 @@ from celery_idem import messages, signals
 from celery_idem.errors import InvalidRunKey, LeaseLost, LedgerError
 from celery_idem.keys import RunKey, Stamp
 from celery_idem.member import Member
-from celery_idem.naming import identify, is_shared, note
+from celery_idem.naming import identify, note
 from celery_idem.pausing import pause_if_asked
 
 #: Bounds of the pause, in seconds, before a message that met an unreachable ledger comes again.
@@ -91,18 +91,16 @@ class Delivery:
         """The run key of the message; None if it is to run without a claim."""
         request = self.request
         try:
-            self.stamp, key = identify(
-                self.task, request.headers or {}, vars(request), self.settings
-            )
+            found = identify(self.task, request.headers or {}, vars(request), self.settings)
         except SoftTimeLimitExceeded:
             name = f"{self.task.name}[{request.id}]"
             put_back(self.task, request, name, soon(), "its time limit ended before its key")
         except Exception as exc:  # Also what a callable of the project's raises.
             self._refuse(exc)
-        self.is_shared = key is not None and is_shared(self.task, request, self.stamp, key)
-        if key is not None and self.is_shared and self.stamp is None:
-            note(request, key)
-        return key
+        self.stamp, self.is_shared = found.stamp, found.is_shared
+        if found.key is not None and found.is_shared and found.stamp is None:
+            note(request, found.key)
+        return found.key
 
     def _option(self, name: str) -> Any:
         value = getattr(self.task, name)

@@ -60,13 +60,13 @@ class Execution(Closing):
             # The body has not begun: nothing is lost if the message comes again.
             self._put_back(key, soon(), "its time limit ended before it was claimed")
         try:
-            claim = self._claim(key, lease)
+            request, claim = self._claim(key, lease)
         except LedgerError as exc:
             return self._unclaimed(key, exc, args, kwargs)
         lease.spent = claim.doubtful
         if claim.outcome is not ClaimOutcome.CLAIMED:
             try:
-                return self._not_claimed(key, claim, lease)
+                return self._not_claimed(request, claim, lease)
             finally:
                 self.leases.give_back(lease)
         if lease.trusted_for <= 0:
@@ -83,11 +83,12 @@ class Execution(Closing):
                 signals.skipped(self.task, key, "nothing is to begin by its message any more")
                 raise skipping.skipped(self.request)
 
-    def _claim(self, key: RunKey, lease: Lease) -> Claim:
-        """The ledger's answer; without one the claim may stand, and its lease must end."""
+    def _claim(self, key: RunKey, lease: Lease) -> tuple[ClaimRequest, Claim]:
+        """What was asked, and the answer; without one the claim may stand: its lease must end."""
         try:
             with claiming(self.leases, lease):
-                return self.ledger.claim(self._request(key, lease))
+                request = self._request(key, lease)
+                return request, self.ledger.claim(request)
         except SoftTimeLimitExceeded:
             self._put_back(key, self.settings.lease, "its time limit ended while it was claimed")
 
@@ -158,12 +159,11 @@ class Execution(Closing):
 
     # -- no claim --------------------------------------------------------------------------------
 
-    def _not_claimed(self, key: RunKey, claim: Claim, lease: Lease) -> Any:
+    def _not_claimed(self, request: ClaimRequest, claim: Claim, lease: Lease) -> Any:
         """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
-        seen = claim.seen
-        request = self._request(key, lease)
-        is_of_other = self.is_shared and seen is not None and seen.is_of_other(request)
-        if seen is not None and is_of_other and claim.outcome in _SEEN:
+        key, seen = request.key, claim.seen
+        is_seen = self.is_shared and claim.outcome in _SEEN
+        if is_seen and seen is not None and seen.is_of_other(request):
             return self._of_other(key, claim, seen, seen.has_other_payload(request))
         if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
             self._decline(key, claim)
@@ -176,7 +176,7 @@ class Execution(Closing):
         if left > 0:
             self._put_back(key, left + 1, "its worker has not told its result yet")
         try:
-            fence = self.ledger.repair(request, seen)
+            fence = self.ledger.repair(self._request(key, lease), seen)
         except (LedgerError, SoftTimeLimitExceeded) as exc:
             # The repair may stand: a lease that is renewed would keep others from it.
             self.leases.abandon(lease)

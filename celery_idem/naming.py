@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_idem.arguments import Arguments, filled
 from celery_idem.canonical import canonical
@@ -148,6 +149,8 @@ def payload_of(task: Any, stamp: Stamp | None, key: RunKey, request: Any) -> str
             return None
         named = Arguments.of(type(task)).named(args, kwargs)
         text = canonical(named, "arguments")
+    except SoftTimeLimitExceeded:  # It interrupts once: whoever claims puts the message back.
+        raise
     except Exception:
         return None
     return blake2b(text.encode(), digest_size=16).hexdigest()
@@ -207,21 +210,30 @@ def _key_of_delivery(task: Any, options: Mapping[str, Any]) -> RunKey | None:
     request = task.request
     key: RunKey | None = getattr(request, _NOTE, None)
     nesting = options.get("replaced_task_nesting") or 0
-    is_same = options.get("task_id") == request.id and nesting == _nesting(request)
+    is_same = options.get("task_id") == request.id and nesting == request.replaced_task_nesting
     return key if is_same else None
-
-
-def _nesting(request: Any) -> int:
-    return getattr(request, "replaced_task_nesting", None) or 0
 
 
 # -- the worker ----------------------------------------------------------------------------------
 
 
+class Identity(NamedTuple):
+    """Which run a message is.
+
+    Attributes:
+        key: None: it runs without a claim.
+        is_shared: messages of others may have the key: of no slot, and not made of the task id.
+    """
+
+    stamp: Stamp | None
+    key: RunKey | None
+    is_shared: bool = False
+
+
 def identify(
     task: Any, headers: Mapping[str, Any], request: Mapping[str, Any], settings: Settings
-) -> tuple[Stamp | None, RunKey | None]:
-    """The stamp of a message, and its run's key; without the latter it runs without a claim.
+) -> Identity:
+    """Which run a message is.
 
     Arguments:
         request: with its ``id``, ``replaced_task_nesting``, ``args`` and ``kwargs``.
@@ -233,7 +245,7 @@ def identify(
     """
     stamp = Stamp.read(headers, task.name, settings.signing_key)
     if stamp is not None:
-        return stamp, stamp.key
+        return Identity(stamp, stamp.key, stamp.entry is None)
     unstamped = Unstamped(task.unstamped or settings.unstamped)
     if unstamped is Unstamped.REJECT:
         raise InvalidHeader(
@@ -242,18 +254,11 @@ def identify(
     nesting = request.get("replaced_task_nesting") or 0
     text = _unsigned(task, headers, request, settings, nesting)
     if text is not None:
-        return None, RunKey.for_task(settings.namespace, task.name, text)
+        return Identity(None, RunKey.for_task(settings.namespace, task.name, text), True)
     if unstamped is Unstamped.RUN:
-        return None, None
-    return None, RunKey.for_message(settings.namespace, task.name, request["id"], nesting)
-
-
-def is_shared(task: Any, request: Any, stamp: Stamp | None, key: RunKey) -> bool:
-    """True if messages of others may have this key: of no slot, and not made of the task id."""
-    if stamp is not None:
-        return stamp.entry is None
-    namespace = Settings.of(task.app).namespace
-    return key != RunKey.for_message(namespace, task.name, request.id, _nesting(request))
+        return Identity(None, None)
+    own = RunKey.for_message(settings.namespace, task.name, request["id"], nesting)
+    return Identity(None, own)
 
 
 def note(request: Any, key: RunKey) -> None:

@@ -241,7 +241,7 @@ def _claim(task: Any, request: dict[str, Any], member: Member) -> ClaimRequest |
     """The claim that the child makes for this message; None if it makes none."""
     settings = member.settings
     try:
-        stamp, key = identify(task, request, request, settings)
+        stamp, key, _ = identify(task, request, request, settings)
     except Exception:  # Also what a callable of the project's raises: the child refuses it then.
         return None
     if key is None:

@@ -211,11 +211,7 @@ class IdempotentTask(BaseTask):
             InvalidRunKey, NotCanonical, ImproperlyConfigured, TypeError: no key can be made of the
                 option, or of the arguments; nothing was published.
         """
-        given = options.pop(OPTION, None)
-        if Settings.of(self.app).enabled:
-            headers = stamped(self, args, kwargs, options, given)
-            if headers is not None:
-                options["headers"] = headers
+        self._name(args, kwargs, options)
         run = _RETRYING.get()
         if run is not None and options.get("task_id") == run.task_id:
             _await_retry(self, run, args, kwargs, options)
@@ -223,10 +219,16 @@ class IdempotentTask(BaseTask):
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Celery's call in this process, with the keys of `apply_async`."""
-        given = options.pop(OPTION, None)
-        if given is not None and Settings.of(self.app).enabled:
-            options["headers"] = stamped(self, args, kwargs, options, given)
+        self._name(args, kwargs, options)
         return super().apply(args, kwargs, *more, **options)
+
+    def _name(self, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+        """Put the key of a message that is about to be sent into its headers."""
+        given = options.pop(OPTION, None)
+        if Settings.of(self.app).enabled:
+            headers = stamped(self, args, kwargs, options, given)
+            if headers is not None:
+                options["headers"] = headers
 
 
 def _await_retry(task: IdempotentTask, run: Run, args: Any, kwargs: Any, options: Any) -> None:

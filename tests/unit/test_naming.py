@@ -55,7 +55,7 @@ def sent(app: Celery) -> list[RunKey]:
 def arrived(task: Any, *args: Any, **kwargs: Any) -> RunKey | None:
     """The key of a message that somebody has sent who does not know the task."""
     request = {"id": "one", "args": args, "kwargs": kwargs}
-    return identify(task, {}, request, Settings.of(task.app))[1]
+    return identify(task, {}, request, Settings.of(task.app)).key
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_sender_that_does_not_know_the_task_gives_a_header(app: Celery) -> Non
     settings = Settings.of(app)
     request = {"id": "one", "args": (7,), "kwargs": {}}
     header = {"idem_key": "order-42"}
-    assert identify(task, header, request, settings)[1] == RunKey("shop:shop.bill=order-42")
+    assert identify(task, header, request, settings).key == RunKey("shop:shop.bill=order-42")
     for wrong in ("", 7, "a\0"):
         with pytest.raises(InvalidHeader, match="idem_key"):
             identify(task, {"idem_key": wrong}, request, settings)
@@ -277,7 +277,7 @@ def test_what_replaces_a_task_is_no_copy_of_it(app: Celery) -> None:
     (message,) = messages(app)
     assert HEADER_KEY not in message.headers
     request = {"id": "one", "args": (7,), "kwargs": {}, "replaced_task_nesting": 1}
-    assert identify(task, {}, request, Settings.of(app))[1] == RunKey("shop:shop.bill[one/1]")
+    assert identify(task, {}, request, Settings.of(app)).key == RunKey("shop:shop.bill[one/1]")
 
 
 def test_a_retry_and_what_was_put_back_keep_their_key(app: Celery) -> None:
