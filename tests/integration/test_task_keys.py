@@ -177,13 +177,15 @@ def test_the_run_of_a_dead_worker_is_not_executed_with_other_arguments(stage: St
     gate = str(uuid4())
     first = stage.send("gated", gate, **order(2))
     stage.wait_for_effect(first, "started")
-    stage.sql(
-        "UPDATE celery_idem_leases SET expires_at = now() - interval '1 s'"
-        " WHERE id = (SELECT lease_id FROM celery_idem_runs WHERE task_id = %s)",
-        first,
+    move = (
+        "UPDATE celery_idem_leases SET expires_at = now() + %s * interval '1 s'"
+        " WHERE id = (SELECT lease_id FROM celery_idem_runs WHERE task_id = %s)"
     )
+    stage.sql(move, -1, first)
     found = stage.outcome(stage.send("gated", str(uuid4()), **order(2)))
     assert isinstance(found, KeyReused)
+    # Its process lives, and goes on to use the lease, of which it knows nothing.
+    stage.sql(move, 60, first)
     stage.open(gate)
 
 
