@@ -220,6 +220,7 @@ def test_a_copy_of_a_dead_run_is_a_no_op(stage: Stage, worker: Worker) -> None:
     stage.send("note", "dead", task_id=task_id)
     (line,) = stage.wait_for_duplicates("note", task_id)
     assert line.detail == "its run has ended: dead"
+    stage.wait_for_fact(task_id, "run_duplicate")
     assert stage.facts(task_id) == {"task_failure": 1, "run_duplicate": 1}
     assert stage.effects(task_id) == []
 

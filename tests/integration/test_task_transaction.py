@@ -43,6 +43,8 @@ def test_copies_book_once(stage: Stage, task: str) -> None:
     stage.wait_for_duplicates(task, task_id, COPIES - 1)
     ended(stage, task, task_id)
     stage.wait_for_fact(task_id, "task_success")
+    # A copy is in the history before its signal is sent.
+    stage.wait_for_fact(task_id, "run_duplicate", COPIES - 1)
     facts = stage.facts(task_id)
     assert (facts["task_success"], facts["run_duplicate"]) == (1, COPIES - 1)
     assert facts["run_refused"] == facts["task_failure"] == 0
