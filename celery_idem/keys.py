@@ -150,6 +150,10 @@ class RunKey:
         period = "" if slot == EPOCH else f"@{iso(slot)}"
         return cls(f"{namespace}:{name}={text}{period}", slot)
 
+    def of_message(self, task_id: str) -> RunKey:
+        """The name of the run of one of the messages that have this key, one after another."""
+        return RunKey(f"{self.text}[{task_id}]", self.slot)
+
     @property
     def task_id(self) -> str:
         """The task id of all beat messages of this run.

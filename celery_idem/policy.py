@@ -71,6 +71,28 @@ class OnDuplicate(Policy):
     IGNORE = "ignore"
 
 
+class Scope(Policy):
+    """For how long a run has its key for itself; afterwards another message may have it."""
+
+    #: As long as the ledger has the run.
+    FOREVER = "forever"
+    #: Until it has ended, in whatever way.
+    UNTIL_DONE = "until_done"
+    #: Until its body begins: of what waits in a queue there is one. For `Publish.ONCE` alone.
+    UNTIL_START = "until_start"
+
+
+class Publish(Policy):
+    """What a publish does whose key is that of an earlier message."""
+
+    #: It publishes: the worker decides.
+    ALWAYS = "always"
+    #: It publishes nothing, and returns the result of the earlier one.
+    ONCE = "once"
+    #: It publishes nothing, and raises `AlreadyScheduled`.
+    ONCE_OR_RAISE = "once_or_raise"
+
+
 class OnContended(Policy):
     """What happens to a run whose critical section is somebody else's."""
 

@@ -83,6 +83,7 @@ class RunRow:
         callbacks_pending: it succeeded, and its links, chain or chord are not known to be sent.
         result: what they are to be sent with, or what was stored, as JSON.
         payload: a digest of the arguments with which it was claimed first, if they are compared.
+        age: seconds since it was recorded.
     """
 
     key: RunKey
@@ -107,6 +108,19 @@ class RunRow:
     result: str | None = None
     lease_seconds: float | None = None
     payload: str | None = None
+    age: float = field(default=0.0, compare=False)
+
+    def leaves_key(self, free_after: float | None) -> bool:
+        """True if it has ended, and another message may have its key now.
+
+        Not while its worker is about to send callbacks, of which the row tells.
+
+        Arguments:
+            free_after: seconds since its record; None: never.
+        """
+        if free_after is None or not self.state.final or self.age < free_after:
+            return False
+        return not self.callbacks_pending or self.lease_seconds is None
 
     def is_of_other(self, request: ClaimRequest) -> bool:
         """True if the run is that of a message with another task id, and so of another sender."""
@@ -153,6 +167,8 @@ class ClaimRequest:
         expired, late, revoked: nothing is to begin by this message any more.
         payload: a digest of its arguments; a run with another one is not executed by it. None: not
             compared.
+        free_after: seconds since its record after which a run that has ended leaves the key to this
+            message, if it was another one's; None: never.
     """
 
     key: RunKey
@@ -169,6 +185,7 @@ class ClaimRequest:
     late: bool = False
     revoked: bool = False
     payload: str | None = None
+    free_after: float | None = None
 
     @property
     def skip(self) -> str | None:

@@ -2,8 +2,8 @@
 
 Owns what is put together from the verbs of the ledger, each of which is one guarded statement: it
 stands here, so that every store behaves alike and a model can step through it. The verbs themselves
-are in `verbs` (owners), `beats` (beats and readers) and `lock_verbs` (named locks); `outside` has
-what a process without Celery calls.
+are in `verbs` (owners), `key_verbs` (keys that change hands), `beats` (beats and readers) and
+`lock_verbs` (named locks); `outside` has what a process without Celery calls.
 
 Authority
     The row of a run decides. A run in state ``running`` names a lease; whoever wants the run must
@@ -33,6 +33,7 @@ from typing import Any
 from celery_idem.errors import LeaseLost, LedgerUnavailable, ResultLost
 from celery_idem.keys import RunKey
 from celery_idem.ledger.beats import BeatVerbs
+from celery_idem.ledger.key_verbs import KeyVerbs
 from celery_idem.ledger.lock_verbs import LockRequest, LockRow, LockVerbs, Taken
 from celery_idem.ledger.outside import OutsideVerbs
 from celery_idem.ledger.records import (
@@ -45,6 +46,7 @@ from celery_idem.ledger.records import (
     NewSlot,
     Owner,
     Pause,
+    Reservation,
     Retry,
     Unsent,
     check_closing,
@@ -66,6 +68,7 @@ __all__ = [
     "NewSlot",
     "Owner",
     "Pause",
+    "Reservation",
     "Retry",
     "Taken",
     "Unsent",
@@ -78,7 +81,7 @@ __all__ = [
 _ROUNDS = 20
 
 
-class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
+class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
     """The tables that record runs, and the only way to change them.
 
     Make one with `Ledger.from_url`. Safe to share between threads; a forked process opens its own
@@ -131,7 +134,8 @@ class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
             seen = self.read(request.key)
             if seen is None or claimable(seen, request):
                 continue
-            claim = self._settle(request, seen)
+            settle = self.claim_of_other if seen.is_of_other(request) else self._settle
+            claim = settle(request, seen)
             if claim:
                 return claim
         # Not an answer: the message must come again, as it may be the only one.
@@ -213,16 +217,21 @@ class Ledger(OwnerVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
         if not self.try_retry(key, fence, retry):
             self._must_be(key, fence, RunState.RETRYING)
 
-    def give_back(self, key: RunKey, fence: int, error: str, seconds: float) -> bool:
+    def give_back(
+        self, key: RunKey, fence: int, error: str, seconds: float, message: str | None = None
+    ) -> bool:
         """End the caller's claim: the run is ``scheduled`` again, as its message was put back.
 
         It is published again if nobody claims it within `seconds`. False if the run belongs to
         somebody else.
 
+        Arguments:
+            message: JSON of its message, for a run that has no other.
+
         Raises:
             LedgerUnavailable: the database did not answer.
         """
-        if self.try_give_back(key, fence, error, seconds):
+        if self.try_give_back(key, fence, error, seconds, message):
             return True
         row = self.read(key)
         return row is not None and (row.fence, row.state) == (fence, RunState.SCHEDULED)

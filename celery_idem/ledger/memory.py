@@ -14,7 +14,7 @@ from typing import Any
 
 from celery_idem.errors import LedgerError
 from celery_idem.keys import RunKey
-from celery_idem.ledger.memory_emission import EmissionInMemory
+from celery_idem.ledger.memory_keys import KeysInMemory
 from celery_idem.ledger.memory_locks import LocksInMemory
 from celery_idem.ledger.memory_tables import LeaseInMemory, RunInMemory, new_row
 from celery_idem.ledger.records import Owner, Retry, Unsent, claimable
@@ -22,7 +22,7 @@ from celery_idem.ledger.rows import cut
 from celery_idem.run import ClaimRequest, RunRow, RunState
 
 
-class MemoryLedger(EmissionInMemory, LocksInMemory):
+class MemoryLedger(KeysInMemory, LocksInMemory):
     """See `celery_idem.ledger.Ledger`. `clock` stands for the database's clock."""
 
     # -- leases ---------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
             if run is None:
                 row = new_row(request.key, request.namespace, request.task, request.entry)
                 row = replace(row, payload=request.payload)
-                run = self.tables.runs[request.key] = RunInMemory(row)
+                run = self.tables.runs[request.key] = RunInMemory(row, created_at=self.clock.now())
             elif not claimable(run.row, request):
                 return None
             same_retry = run.row.retries == request.retries
@@ -88,13 +88,6 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
             same_retry = request.retries == seen.retries
             return self._take(run, request, seen.attempts + 1 if same_retry else 1)
 
-    def _won(self, request: ClaimRequest) -> tuple[int, int] | None:
-        """What an earlier try of the same claim has won, whose answer was lost."""
-        run = self.tables.runs.get(request.key)
-        if run and (run.row.claim_id, run.row.state) == (request.claim_id, RunState.RUNNING):
-            return run.row.fence, run.row.attempts
-        return None
-
     def try_kill(self, seen: RunRow, error: str) -> bool:
         with self._lock:
             run = self._ownerless(seen)
@@ -106,7 +99,7 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
             run = self.tables.runs.get(key)
             if run is None:
                 row = new_row(key, request.namespace, request.task, request.entry)
-                run = RunInMemory(replace(row, retries=request.retries))
+                run = RunInMemory(replace(row, retries=request.retries), None, self.clock.now())
                 self.tables.runs[key] = run
             elif run.row.is_of_other(request) or not claimable(run.row, request):
                 return (run.row.claim_id, run.row.state) == (claim_id, RunState.SKIPPED)
@@ -190,7 +183,9 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
             run.next_emit_at = self._after(retry.due_in + retry.grace)
             return True
 
-    def try_give_back(self, key: RunKey, fence: int, error: str, seconds: float) -> bool:
+    def try_give_back(
+        self, key: RunKey, fence: int, error: str, seconds: float, message: str | None = None
+    ) -> bool:
         with self._lock:
             run = self._owned(key, fence)
             if run is None:
@@ -201,6 +196,7 @@ class MemoryLedger(EmissionInMemory, LocksInMemory):
                 lease_id=None,
                 attempts=run.row.attempts - 1,
                 error=cut(error),
+                message=message if run.row.message is None else run.row.message,
             )
             run.next_emit_at = self._after(seconds)
             return True

@@ -39,7 +39,8 @@ class EmissionInMemory(PausesInMemory):
     def _shown(self, run: RunInMemory) -> RunRow:
         lease = self.tables.leases.get(run.row.lease_id or "")
         left = (lease.expires_at - self.clock.now()).total_seconds() if lease else None
-        return replace(run.row, lease_seconds=left)
+        age = (self.clock.now() - run.created_at).total_seconds()
+        return replace(run.row, lease_seconds=left, age=age)
 
     # -- emission -------------------------------------------------------------------------------
 
@@ -48,7 +49,8 @@ class EmissionInMemory(PausesInMemory):
             for slot in slots:
                 if slot.key not in self.tables.runs:
                     next_emit_at = self._after(HANDOVER) if slot.claims else None
-                    self.tables.runs[slot.key] = RunInMemory(slot_row(slot, batch), next_emit_at)
+                    row = slot_row(slot, batch)
+                    self.tables.runs[slot.key] = RunInMemory(row, next_emit_at, self.clock.now())
             keys = {slot.key for slot in slots}
             return {key for key in keys if self.tables.runs[key].row.claim_id == batch}
 

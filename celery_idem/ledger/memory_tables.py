@@ -18,6 +18,7 @@ from celery_idem.run import RunRow, RunState
 class RunInMemory:
     row: RunRow
     next_emit_at: datetime | None = None
+    created_at: datetime = EPOCH
 
 
 @dataclass(slots=True)

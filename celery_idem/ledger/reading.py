@@ -38,6 +38,7 @@ _RUN_COLUMNS = [
         "callbacks_pending",
         "result",
         "payload",
+        "created_at",
     ]
 ]
 

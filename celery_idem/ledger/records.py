@@ -59,6 +59,33 @@ class NewSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """A message that is about to be published, if its key is free.
+
+    Attributes:
+        claim_id: new for each publish; recognises it after a lost answer.
+        message: JSON from which the reconciler can publish it again.
+        payload: a digest of its arguments, if they are compared.
+        due_in: seconds from now until its run may begin.
+        grace: seconds after that at which it is published again if nobody has claimed it.
+        deadline: when the message expires.
+        free_after: as in `celery_idem.run.ClaimRequest`.
+    """
+
+    key: RunKey
+    namespace: str
+    task: str
+    task_id: str
+    claim_id: str
+    message: str
+    payload: str | None = None
+    due_in: float = 0.0
+    grace: float = 60.0
+    deadline: datetime | None = None
+    free_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """A retry that is about to be published.
 
@@ -163,6 +190,9 @@ def check_closing(state: RunState) -> None:
 def claimable(seen: RunRow, request: ClaimRequest) -> bool:
     """The guard of `Ledger.try_claim`, on a row that was read."""
     if seen.claim_id == request.claim_id or seen.is_closed_to(request):
+        return False
+    is_of_message = seen.entry is None and request.task_id is not None
+    if is_of_message and seen.is_of_other(request):
         return False
     if seen.state in (RunState.SCHEDULED, RunState.EMITTED):
         return seen.retries <= request.retries

@@ -123,6 +123,7 @@ def run_row(row: Any) -> RunRow:
         result=row.result,
         lease_seconds=left,
         payload=row.payload,
+        age=(row.now - row.created_at).total_seconds(),
     )
 
 

@@ -24,6 +24,7 @@ from celery_idem.ledger import statements as sql
 from celery_idem.ledger.database import Answer, Database
 from celery_idem.ledger.dialects import db_now, returns_rows
 from celery_idem.ledger.emission import EmissionSql
+from celery_idem.ledger.keys_sql import KeysSql
 from celery_idem.ledger.locks import LocksSql
 from celery_idem.ledger.migrations import ensure_current
 from celery_idem.ledger.reading import READ
@@ -33,7 +34,7 @@ from celery_idem.ledger.transactions import TransactionSql
 from celery_idem.run import Claim, ClaimRequest, RunRow, RunState
 
 
-class SqlLedger(EmissionSql, TransactionSql, LocksSql):
+class SqlLedger(EmissionSql, KeysSql, TransactionSql, LocksSql):
     """See `celery_idem.ledger.Ledger`; the tables are prepared at first use in each process."""
 
     def __init__(
@@ -219,12 +220,15 @@ class SqlLedger(EmissionSql, TransactionSql, LocksSql):
         }
         return self._write(sql.RETRY, parameters).rowcount > 0
 
-    def try_give_back(self, key: RunKey, fence: int, error: str, seconds: float) -> bool:
+    def try_give_back(
+        self, key: RunKey, fence: int, error: str, seconds: float, message: str | None = None
+    ) -> bool:
         parameters = {
             **named(key),
             "b_fence": fence,
             "b_error": cut(error),
             "b_grace": micros(seconds),
+            "b_message": message,
         }
         return self._write(sql.GIVE_BACK, parameters).rowcount > 0
 

@@ -73,6 +73,13 @@ def _claimable(current: Columns, new: Columns) -> ColumnElement[bool]:
     # connection and arriving late.
     return and_(
         current.claim_id.is_distinct_from(new.claim_id),
+        # A slot is its entry's, whatever brings its message; any other run, that of its message.
+        or_(
+            current.entry.is_not(None),
+            current.task_id.is_(None),
+            new.task_id.is_(None),
+            current.task_id == new.task_id,
+        ),
         or_(current.payload.is_(None), new.payload.is_(None), current.payload == new.payload),
         or_(
             and_(current.state.in_(_UNCLAIMED), current.retries <= new.retries),
@@ -296,6 +303,7 @@ GIVE_BACK: Update = (
         state=literal_state(RunState.SCHEDULED),
         error=bindparam("b_error"),
         next_emit_at=after("b_grace"),
+        message=func.coalesce(runs.c.message, bindparam("b_message", type_=FreeText())),
     )
 )
 

@@ -87,8 +87,14 @@ class OwnerVerbs(ABC):
         """Move a running run of this fence to ``retrying``; False if nothing was changed."""
 
     @abstractmethod
-    def try_give_back(self, key: RunKey, fence: int, error: str, seconds: float) -> bool:
-        """Move a running run of this fence back to ``scheduled``; False if nothing was changed."""
+    def try_give_back(
+        self, key: RunKey, fence: int, error: str, seconds: float, message: str | None = None
+    ) -> bool:
+        """Move a running run of this fence back to ``scheduled``; False if nothing was changed.
+
+        Arguments:
+            message: JSON of its message, for a run that has no other.
+        """
 
     @abstractmethod
     def fail_of_child(self, key: RunKey, process: str, pid: int, error: str) -> bool:

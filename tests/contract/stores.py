@@ -102,6 +102,7 @@ class Store:
             return
         self._move(leases, leases.c.expires_at, seconds)
         self._move(runs, runs.c.next_emit_at, seconds)
+        self._move(runs, runs.c.created_at, seconds)
         self._move(entries, entries.c.last_seen_at, seconds)
         self._move(locks, locks.c.ends_at, seconds)
 

@@ -198,9 +198,9 @@ class _Owned(MemoryLedger):
         self._in = "retry"
         return super().try_retry(key, fence, retry)
 
-    def try_give_back(self, key: RunKey, fence: int, error: str, seconds: float) -> bool:
+    def try_give_back(self, key: RunKey, fence: int, *rest: Any) -> bool:
         self._in = "give back"
-        return super().try_give_back(key, fence, error, seconds)
+        return super().try_give_back(key, fence, *rest)
 
 
 class EndsAtAnyFence(_Owned):
