@@ -25,6 +25,7 @@ from celery_idem import signals
 from celery_idem.backfilling import backfill
 from celery_idem.critical import critical_section
 from celery_idem.errors import (
+    AlreadyScheduled,
     DuplicateRun,
     IdemError,
     ImproperlyConfigured,
@@ -55,8 +56,11 @@ from celery_idem.policy import (
     OnDatabaseError,
     OnDuplicate,
     Overlap,
+    Publish,
+    Scope,
     Unstamped,
 )
+from celery_idem.reserving import send_once
 from celery_idem.run import Run, RunState, current_run
 from celery_idem.scheduler import IdempotentScheduler
 from celery_idem.stamping import StampingMixin
@@ -75,6 +79,7 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "backfill",
     "critical_section",
     "current_run",
+    "send_once",
     "signals",
     # What it may look at
     "Ledger",
@@ -88,8 +93,11 @@ __all__ = [  # noqa: RUF022 - grouped by subject
     "OnDatabaseError",
     "OnDuplicate",
     "Overlap",
+    "Publish",
+    "Scope",
     "Unstamped",
     # Errors
+    "AlreadyScheduled",
     "DuplicateRun",
     "IdemError",
     "ImproperlyConfigured",

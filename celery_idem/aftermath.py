@@ -74,7 +74,7 @@ def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
     try:
         if isinstance(retval, OperationalError) and state != states.SUCCESS:
             # A beat publishes the message again, as if this worker had died.
-            ledger.let_go(key, fence, _message(task, chain))
+            ledger.let_go(key, fence, message_of(task, chain))
         else:
             # Or nobody could send them: what the body has returned cannot be written.
             ledger.callbacks_sent(key, fence, stored=stored)
@@ -82,9 +82,16 @@ def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
         signals.ledger_lost(f"Run {key}: its callbacks may be sent late, or once more", exc)
 
 
-def _message(task: Any, chain: list[Any]) -> str | None:
+def message_of(task: Any, chain: list[Any] | None = None) -> str | None:
+    """JSON of the message that is being executed; None if JSON cannot tell it.
+
+    Arguments:
+        chain: what is left of its chain, where Celery has taken from that of the request.
+    """
     signature = task.signature_from_request(task.request, retries=task.request.retries)
-    options = {**signature.options, "chain": chain or None}
+    options = signature.options
+    if chain is not None:
+        options = {**options, "chain": chain or None}
     return messages.dump(task.name, signature.args, signature.kwargs, options)
 
 

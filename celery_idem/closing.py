@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
 from celery_idem import signals, skipping
-from celery_idem.aftermath import has_callbacks, tell_when_sent, unsent
+from celery_idem.aftermath import has_callbacks, message_of, tell_when_sent, unsent
 from celery_idem.delivery import Delivery, soon
 from celery_idem.ending import Transactions, error_of, persist
 from celery_idem.errors import (
@@ -110,8 +110,11 @@ class Closing(Delivery):
         self._put_back(run.key, soon() if exc.seconds is None else exc.seconds, reason)
 
     def _give_back(self, run: Run, error: str) -> None:
+        # A key that others have must not wait for a message that only the broker has.
+        message = message_of(self.task) if self.is_shared else None
+
         def write() -> None:
-            if not self.ledger.give_back(run.key, run.fence, error, GRACE):
+            if not self.ledger.give_back(run.key, run.fence, error, GRACE, message):
                 raise LeaseLost(run.key.text, run.fence, "it was taken over")
 
         self._write(run, write)

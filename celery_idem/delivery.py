@@ -86,6 +86,8 @@ class Delivery:
         self.stamp: Stamp | None = None
         #: Messages of other senders may have its key.
         self.is_shared = False
+        #: The key under which it waits for its start, if that is another one.
+        self.waits_as: RunKey | None = None
 
     def _key(self) -> RunKey | None:
         """The run key of the message; None if it is to run without a claim."""
@@ -97,9 +99,10 @@ class Delivery:
             put_back(self.task, request, name, soon(), "its time limit ended before its key")
         except Exception as exc:  # Also what a callable of the project's raises.
             self._refuse(exc)
-        self.stamp, self.is_shared = found.stamp, found.is_shared
-        if found.key is not None and found.is_shared and found.stamp is None:
-            note(request, found.key)
+        self.stamp, self.is_shared, self.waits_as = found.stamp, found.is_shared, found.waits_as
+        made = found.waits_as or (found.key if found.is_shared else None)
+        if made is not None and found.stamp is None:
+            note(request, made)
         return found.key
 
     def _option(self, name: str) -> Any:

@@ -94,6 +94,22 @@ class KeyReused(DuplicateRun):
         )
 
 
+class AlreadyScheduled(DuplicateRun):
+    """A message was not published, as an earlier one has its key.
+
+    Attributes:
+        task_id: of the earlier one.
+    """
+
+    def __init__(self, key: str, reason: str, task_id: str | None = None) -> None:
+        super().__init__(key, reason)
+        self.args = (key, reason, task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"run {self.key} is not published once more: {self.reason} (task {self.task_id})"
+
+
 class InvalidHeader(IdemError, ValueError):
     """An ``idem_*`` header of a message is broken, or its signature is not ours."""
 

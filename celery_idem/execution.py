@@ -76,9 +76,18 @@ class Execution(Closing):
         with owning(run, lease, self.leases, self.member.locks):
             return self._run(run, claim.taken_over, args, kwargs)
 
+    def _leave_queue(self, key: RunKey) -> None:
+        """It waits no longer: another message may, from now on."""
+        try:
+            self.ledger.leave(key, self.request.id)
+        except LedgerError as exc:
+            # Published again, as nobody claims it, a copy will.
+            signals.ledger_lost(f"Run {key} seems to wait still", exc)
+
     def _leave_key(self, key: RunKey) -> None:
-        """Nothing is to begin by this message: the key stays free for others, if it is."""
+        """Nothing is to begin by this message: the key is free for others, if it has not begun."""
         with suppress(LedgerError):  # The claim meets the same, and deals with it.
+            self.ledger.leave(key, self.request.id)
             if self.ledger.read(key) is None:
                 signals.skipped(self.task, key, "nothing is to begin by its message any more")
                 raise skipping.skipped(self.request)
@@ -88,7 +97,10 @@ class Execution(Closing):
         try:
             with claiming(self.leases, lease):
                 request = self._request(key, lease)
-                return request, self.ledger.claim(request)
+                claim = self.ledger.claim(request)
+                if self.waits_as is not None:
+                    self._leave_queue(self.waits_as)
+                return request, claim
         except SoftTimeLimitExceeded:
             self._put_back(key, self.settings.lease, "its time limit ended while it was claimed")
 
@@ -110,6 +122,7 @@ class Execution(Closing):
             late=skipping.is_late(self.request),
             revoked=skipping.is_revoked(self.request),
             payload=payload_of(self.task, self.stamp, key, self.request),
+            free_after=self.task._idem_terms.free_after if self.is_shared else None,
         )
 
     def _make_run(self, key: RunKey, claim: Claim, lease: Lease) -> Run:
@@ -255,6 +268,8 @@ class Execution(Closing):
 def _reason(outcome: ClaimOutcome, seen: RunRow | None) -> str:
     if outcome is ClaimOutcome.RUNNING:
         return "its run is being executed"
+    if seen is not None and seen.state is RunState.SCHEDULED:
+        return "its run waits for its message"
     if outcome is ClaimOutcome.RETRYING:
         return f"its run waits for retry {seen.retries if seen else '?'}"
     return f"its run has ended: {seen.state.label if seen else '?'}"

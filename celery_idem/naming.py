@@ -22,13 +22,16 @@ from celery_idem.clock import SYSTEM
 from celery_idem.config import Settings
 from celery_idem.errors import ImproperlyConfigured, InvalidHeader, InvalidRunKey
 from celery_idem.keys import EPOCH, HEADER_KEY, RunKey, Stamp, check_text
-from celery_idem.policy import Unstamped
+from celery_idem.policy import Scope, Unstamped
 from celery_idem.slots import Grain, grain_start
 
 #: For annotations of tasks.
 GrainOption = Literal["minute", "hour", "day", "week", "month"] | None
 #: The option of a publish, and the header in which senders without the task may give it.
 OPTION = "idem_key"
+
+#: Given for a key: all arguments make it.
+ALL: Any = object()
 
 _KINDS = (
     "it must be a template like 'bill:{customer}', a list of argument names, or a callable over "
@@ -41,8 +44,7 @@ class TaskKey:
 
     Arguments:
         owner: who has the options, for errors.
-        given: a template, a list of argument names, a callable that returns a text, or None to say
-            that there is nothing to do; or None.
+        given: a template, a list of argument names, a callable that returns a text, `ALL`, or None.
         grain: the calendar period within which a key names one run; None: for ever.
         arguments: of the task's body; None if nothing is made of them.
 
@@ -59,9 +61,10 @@ class TaskKey:
         self._make: Callable[..., Any] | None = None
         if callable(given):
             self._make = given
-        elif arguments is not None:
+        elif arguments is not None and given is not ALL:
             self._read(given, arguments)
         self._gives = given is not None or self._grain is not None
+        self._takes_all = given is ALL
 
     def _read(self, given: Any, arguments: Arguments) -> None:
         if isinstance(given, str) and given:
@@ -94,6 +97,8 @@ class TaskKey:
                 raise ImproperlyConfigured(self._setting, made, reason)
             return made
         named = self._arguments.named(args, kwargs) if self._arguments else {}
+        if self._takes_all:
+            return canonical(named, "arguments")
         if self._template is not None:
             return filled(self._setting, self._template, named)
         return canonical({name: named.get(name) for name in self._names}, "arguments")
@@ -127,6 +132,8 @@ def key_of(task: type[Any]) -> TaskKey:
     """
     given = inspect.getattr_static(task, OPTION, None)
     given = given.__func__ if isinstance(given, staticmethod) else given
+    if given is None and task.idem_grain is None and task._idem_terms.is_once:
+        given = ALL
     arguments = None if given is None or callable(given) else Arguments.of(task)
     return TaskKey(f"task {task.name}", given, task.idem_grain, arguments)
 
@@ -139,9 +146,16 @@ def payload_of(task: Any, stamp: Stamp | None, key: RunKey, request: Any) -> str
     """
     headers = request.headers or {}
     is_given = stamp.entry is None if stamp is not None else OPTION in headers
-    if not is_given or not task.check_payload or request.retries:
+    if not is_given or request.retries:
         return None
-    args, kwargs = request.args or (), request.kwargs or {}
+    return digest_of(task, key, request.args, request.kwargs)
+
+
+def digest_of(task: Any, key: RunKey, args: Any, kwargs: Any) -> str | None:
+    """A digest of these arguments, if two messages with the key must not differ in them."""
+    if not task.check_payload:
+        return None
+    args, kwargs = args or (), kwargs or {}
     try:
         made = task._idem_key.text(args, kwargs)
         namespace = Settings.of(task.app).namespace
@@ -159,10 +173,20 @@ def payload_of(task: Any, stamp: Stamp | None, key: RunKey, request: Any) -> str
 # -- the sender ----------------------------------------------------------------------------------
 
 
-def stamped(
-    task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given: Any
-) -> Mapping[str, Any] | None:
-    """The headers of a message that is about to be published, with its key.
+class Stamped(NamedTuple):
+    """What names a message that is about to be published.
+
+    Attributes:
+        headers: with its key; None if there are none.
+        key: None if it has none, or had one before.
+    """
+
+    headers: Mapping[str, Any] | None
+    key: RunKey | None = None
+
+
+def stamped(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given: Any) -> Stamped:
+    """What names a message that is about to be published.
 
     Arguments:
         options: of the publish.
@@ -175,10 +199,14 @@ def stamped(
     headers: Mapping[str, Any] | None = options.get("headers")
     if headers and HEADER_KEY in headers:
         # A slot's, or one that was stamped before: of a retry, of a message that was put back.
-        return headers
+        return Stamped(headers)
     settings = Settings.of(task.app)
-    key = _key_of_delivery(task, options) or _new_key(task, args, kwargs, options, given, settings)
-    return headers if key is None else Stamp(key).write(headers, task.name, settings.signing_key)
+    old = _key_of_delivery(task, options)
+    key = old or _new_key(task, args, kwargs, options, given, settings)
+    if key is None:
+        return Stamped(headers)
+    written = Stamp(key).write(headers, task.name, settings.signing_key)
+    return Stamped(written, None if old else key)
 
 
 def _new_key(
@@ -223,11 +251,13 @@ class Identity(NamedTuple):
     Attributes:
         key: None: it runs without a claim.
         is_shared: messages of others may have the key: of no slot, and not made of the task id.
+        waits_as: the key under which the message waits, if that is another one.
     """
 
     stamp: Stamp | None
     key: RunKey | None
     is_shared: bool = False
+    waits_as: RunKey | None = None
 
 
 def identify(
@@ -244,8 +274,10 @@ def identify(
         Exception: what `TaskKey.text` raises.
     """
     stamp = Stamp.read(headers, task.name, settings.signing_key)
+    if stamp is not None and stamp.entry is not None:
+        return Identity(stamp, stamp.key)
     if stamp is not None:
-        return Identity(stamp, stamp.key, stamp.entry is None)
+        return _shared(task, stamp, stamp.key, request["id"])
     unstamped = Unstamped(task.unstamped or settings.unstamped)
     if unstamped is Unstamped.REJECT:
         raise InvalidHeader(
@@ -254,11 +286,19 @@ def identify(
     nesting = request.get("replaced_task_nesting") or 0
     text = _unsigned(task, headers, request, settings, nesting)
     if text is not None:
-        return Identity(None, RunKey.for_task(settings.namespace, task.name, text), True)
+        key = RunKey.for_task(settings.namespace, task.name, text)
+        return _shared(task, None, key, request["id"])
     if unstamped is Unstamped.RUN:
         return Identity(None, None)
     own = RunKey.for_message(settings.namespace, task.name, request["id"], nesting)
     return Identity(None, own)
+
+
+def _shared(task: Any, stamp: Stamp | None, key: RunKey, task_id: str) -> Identity:
+    if task._idem_terms.scope is not Scope.UNTIL_START:
+        return Identity(stamp, key, True)
+    # From its start on, the key is that of other messages.
+    return Identity(stamp, key.of_message(task_id), False, key)
 
 
 def note(request: Any, key: RunKey) -> None:

@@ -241,16 +241,16 @@ def _claim(task: Any, request: dict[str, Any], member: Member) -> ClaimRequest |
     """The claim that the child makes for this message; None if it makes none."""
     settings = member.settings
     try:
-        stamp, key, _ = identify(task, request, request, settings)
+        found = identify(task, request, request, settings)
     except Exception:  # Also what a callable of the project's raises: the child refuses it then.
         return None
-    if key is None:
+    if found.key is None:
         return None
     return ClaimRequest(
-        key=key,
+        key=found.key,
         task=task.name,
         namespace=settings.namespace,
-        entry=stamp.entry if stamp else None,
+        entry=found.stamp.entry if found.stamp else None,
         task_id=request["id"],
         retries=request.get("retries") or 0,
         lease_id="",

@@ -118,6 +118,8 @@ class RunRow:
         Arguments:
             free_after: seconds since its record; None: never.
         """
+        if self.state is RunState.SKIPPED and not self.fence and self.entry is None:
+            return True  # It expired in its queue, and nothing of it was ever begun.
         if free_after is None or not self.state.final or self.age < free_after:
             return False
         return not self.callbacks_pending or self.lease_seconds is None

@@ -126,6 +126,29 @@ def duplicate(task: Any, key: object, task_id: str | None, reason: str) -> None:
     run_duplicate.send(sender=task, key=key, task_id=task_id, reason=reason)
 
 
+def not_reserved(task: Any, key: object, reason: str) -> None:
+    """A message is published without a record: its worker alone tells it from its duplicates."""
+    logger.warning(
+        "Run %s: the message of %s is published without being recorded first: %s",
+        key,
+        task.name,
+        reason,
+        extra={"action": "not_reserved", "run_key": str(key)},
+    )
+
+
+def publish_in_doubt(task: Any, key: object, error: BaseException) -> None:
+    """The broker has not said whether it has a message; it is recorded, and not lost."""
+    logger.warning(
+        "Run %s: whether the message of %s was published is not known, a beat publishes it again "
+        "unless a worker gets it: %r",
+        key,
+        task.name,
+        error,
+        extra={"action": "publish_in_doubt", "run_key": str(key)},
+    )
+
+
 def refused(task: Any, key: object, reason: str) -> None:
     """A write came too late, or a message cannot be trusted."""
     logger.warning(

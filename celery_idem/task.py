@@ -9,10 +9,13 @@ Must not know schedulers, nor how a ledger stores anything.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 from celery.exceptions import Reject
+from celery.utils import uuid
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
@@ -21,12 +24,15 @@ from celery_idem.delivery import put_back, soon
 from celery_idem.ending import persist
 from celery_idem.errors import DuplicateRun, IdemError
 from celery_idem.execution import Execution
+from celery_idem.keys import RunKey
 from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
-from celery_idem.naming import OPTION, GrainOption, TaskKey, key_of, stamped
+from celery_idem.naming import OPTION, GrainOption, TaskKey, digest_of, key_of, stamped
 from celery_idem.replaying import check_replay
+from celery_idem.reserving import Sending, heed_names, is_followed, publish_once
 from celery_idem.run import CURRENT, Run
+from celery_idem.scoping import PublishOption, ScopeOption, Terms, terms_of
 from celery_idem.steps import IdempotentWorker
 
 if TYPE_CHECKING:
@@ -43,6 +49,20 @@ OPTIONS = (
     "store_result",
     "unstamped",
 )
+
+#: Options that are no settings.
+OWN_OPTIONS = (
+    "check_payload",
+    "idem_grain",
+    OPTION,
+    "idem_lock",
+    "idem_period",
+    "idem_publish",
+    "idem_scope",
+)
+
+#: What Celery's `apply_async` takes after the arguments.
+_POSITIONAL = ("task_id", "producer", "link", "link_error", "shadow")
 
 #: The run whose retry is being published by `Task.retry` in this context.
 _RETRYING: ContextVar[Run | None] = ContextVar("celery_idem_retrying", default=None)
@@ -86,6 +106,17 @@ class IdempotentTask(BaseTask):
     #: "hour", "day", "week" or "month". None: it does so for ever.
     idem_grain: GrainOption = None
 
+    #: For how long a run has its key: "forever" (until it is pruned), "until_done", or, with
+    #: `idem_publish`, "until_start".
+    idem_scope: ScopeOption = "forever"
+    #: Seconds, or a timedelta, for which it has it at least, counted from when it was recorded; it
+    #: need not be for ever then. None: the scope alone counts.
+    idem_period: float | timedelta | None = None
+    #: "once": a message whose key is taken is not published, and its sender gets the result of the
+    #: earlier one; "once_or_raise": it gets `AlreadyScheduled`. Without `idem_key`, the key is made
+    #: of all arguments. "always": the worker decides.
+    idem_publish: PublishOption = "always"
+
     #: Two messages to which their senders have given one key, and other arguments, are a mistake,
     #: of which `KeyReused` tells.
     check_payload: bool = True
@@ -96,6 +127,7 @@ class IdempotentTask(BaseTask):
     _idem_track_started = False
     _idem_lock: TaskLock | None = None
     _idem_key: TaskKey | None = None
+    _idem_terms = Terms()
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -111,14 +143,16 @@ class IdempotentTask(BaseTask):
             option(owner, name, getattr(cls, name), None)
         check_replay(owner, cls, settings)
         cls._idem_lock = lock_of(cls)
+        cls._idem_terms = terms_of(owner, cls.idem_scope, cls.idem_period, cls.idem_publish)
         cls._idem_key = key_of(cls)
-        known = (*OPTIONS, "idem_lock", OPTION, "idem_grain", "check_payload")
-        check_names(owner, cls._own_attributes(), known)
+        check_names(owner, cls._own_attributes(), (*OPTIONS, *OWN_OPTIONS))
         # Of a worker alone: whoever only publishes needs no database.
         app.steps["worker"].add(IdempotentWorker)
         if not settings.enabled:
             cls._become_plain(app)
             return
+        if cls._idem_terms.is_once:
+            heed_names(app)
         if DuplicateRun not in cls.throws:
             cls.throws = (*cls.throws, DuplicateRun)
         if cls.track_started:
@@ -207,28 +241,47 @@ class IdempotentTask(BaseTask):
         With ``idem_key="order-42"`` among the options, all messages of this task with that key are
         one run.
 
+        Returns:
+            The result of this message; with ``idem_publish``, perhaps that of an earlier one.
+
         Raises:
             InvalidRunKey, NotCanonical, ImproperlyConfigured, TypeError: no key can be made of the
                 option, or of the arguments; nothing was published.
+            AlreadyScheduled, KeyReused: nothing was published, see ``idem_publish``.
         """
-        self._name(args, kwargs, options)
+        options.update(zip(_POSITIONAL, more, strict=False))
+        key = self._name(args, kwargs, options)
         run = _RETRYING.get()
         if run is not None and options.get("task_id") == run.task_id:
             _await_retry(self, run, args, kwargs, options)
-        return super().apply_async(args, kwargs, *more, **options)
+        publish = partial(super().apply_async, args, kwargs)
+        terms = self._idem_terms
+        is_eager = self.app.conf.task_always_eager
+        if key is None or not terms.is_once or is_eager or is_followed(options):
+            return publish(**options)
+        options["task_id"] = options.get("task_id") or uuid()
+        payload = digest_of(self, key, args, kwargs)
+        sending = Sending(self, key, args, kwargs, options, terms, payload)
+        return publish_once(sending, partial(publish, **options))
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Celery's call in this process, with the keys of `apply_async`."""
         self._name(args, kwargs, options)
         return super().apply(args, kwargs, *more, **options)
 
-    def _name(self, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-        """Put the key of a message that is about to be sent into its headers."""
+    def _name(self, args: Any, kwargs: Any, options: dict[str, Any]) -> RunKey | None:
+        """Put the key of a message that is about to be sent into its headers.
+
+        Returns:
+            It, if the message did not have it before.
+        """
         given = options.pop(OPTION, None)
-        if Settings.of(self.app).enabled:
-            headers = stamped(self, args, kwargs, options, given)
-            if headers is not None:
-                options["headers"] = headers
+        if not Settings.of(self.app).enabled:
+            return None
+        headers, key = stamped(self, args, kwargs, options, given)
+        if headers is not None:
+            options["headers"] = headers
+        return key
 
 
 def _await_retry(task: IdempotentTask, run: Run, args: Any, kwargs: Any, options: Any) -> None:

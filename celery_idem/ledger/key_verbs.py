@@ -63,12 +63,13 @@ class KeyVerbs(ABC):
 
     def claim_of_other(self, request: ClaimRequest, seen: RunRow) -> Claim | None:
         """The answer for a key whose run is another message's; None to look again."""
-        if request.free_after is None or request.task_id is None:
+        is_free = seen.leaves_key(request.free_after)
+        if request.task_id is None or (request.free_after is None and not is_free):
             return self._settle(request, seen)
         own = self.read(request.key.of_message(request.task_id))
         if own is not None:
             return Claim(ClaimOutcome.FINISHED, seen=own)
-        if not seen.leaves_key(request.free_after):
+        if not is_free:
             claim = self._settle(request, seen)
             # Its own message, when it comes again, tells its sender that it is dead.
             was_killed = claim is not None and claim.outcome is ClaimOutcome.KILLED

@@ -208,7 +208,7 @@ def _taken(by: ClaimRequest | Reservation, seen: RunRow) -> dict[str, Any]:
         **named(by.key),
         "b_fence": seen.fence,
         "b_seen": seen.claim_id,
-        "b_ago": -micros(by.free_after or 0.0),
+        "b_ago": -micros(by.free_after or 0.0) if seen.fence else 0,
         "b_namespace": by.namespace,
         "b_task": by.task,
         "b_task_id": by.task_id,

@@ -90,7 +90,7 @@ class KeysInMemory(EmissionInMemory):
         row = self._shown(run)
         is_same = (row.fence, row.claim_id) == (seen.fence, seen.claim_id)
         is_same = is_same and row.callbacks_pending == seen.callbacks_pending
-        if not is_same or not row.leaves_key(by.free_after or 0.0):
+        if not is_same or not row.leaves_key(by.free_after):
             return None
         run.created_at = self.clock.now()
         return run
