@@ -27,7 +27,7 @@ from celery_idem.keys import Stamp
 from celery_idem.ledger import HistoryLine
 from celery_idem.run import RunRow
 from tests.integration.apps import base
-from tests.processes import Worker, wait_for
+from tests.processes import Beat, CeleryProcess, Worker, wait_for
 from tests.services import Broker
 
 NAMESPACE = "tests"
@@ -73,12 +73,12 @@ class Stage:
         self._effects = plain.render_as_string(hide_password=False)
         self.sql(base.TABLES)
         self.ledger = Ledger.from_url(ledger or database)
-        self._workers: list[Worker] = []
+        self._processes: list[CeleryProcess] = []
 
     def close(self) -> None:
-        """Ends the workers."""
-        for worker in self._workers:
-            worker.kill()
+        """Ends the processes."""
+        for process in self._processes:
+            process.kill()
         self.ledger.close()
         self.app.close()
 
@@ -88,13 +88,25 @@ class Stage:
         self, module: str, *options: str, settings: Mapping[str, Any] | None = None
     ) -> Worker:
         """A worker of an app module of these tests, not yet started."""
-        env = {
+        env = self._env(settings)
+        worker = Worker(f"{APPS}.{module}", self.directory, *LONELY, *options, env=env)
+        self._processes.append(worker)
+        return worker
+
+    def beat(self, module: str) -> Beat:
+        """A beat of an app module of these tests, which has no schedule."""
+        options = ("-S", "celery_idem:IdempotentScheduler")
+        beat = Beat(f"{APPS}.{module}", self.directory, *options, env=self._env())
+        self._processes.append(beat)
+        beat.start()
+        beat.ready()
+        return beat
+
+    def _env(self, settings: Mapping[str, Any] | None = None) -> dict[str, str]:
+        return {
             base.SETTINGS: json.dumps({**self.settings, **(settings or {})}),
             base.EFFECTS: self._effects,
         }
-        worker = Worker(f"{APPS}.{module}", self.directory, *LONELY, *options, env=env)
-        self._workers.append(worker)
-        return worker
 
     def worker(
         self, module: str, *options: str, settings: Mapping[str, Any] | None = None

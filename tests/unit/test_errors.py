@@ -42,6 +42,10 @@ SAMPLES: dict[type[errors.IdemError], tuple[errors.IdemError, list[str]]] = {
         errors.DuplicateRun("shop:bill=7", "its run is being executed"),
         ["shop:bill=7", "not executed once more", "its run is being executed"],
     ),
+    errors.AlreadyScheduled: (
+        errors.AlreadyScheduled("shop:bill=7", "its run is scheduled", "5f3a"),
+        ["shop:bill=7", "not published once more", "its run is scheduled", "5f3a"],
+    ),
     errors.KeyReused: (
         errors.KeyReused("shop:bill=7", "its run has ended: succeeded"),
         ["shop:bill=7", "other arguments (its run has ended: succeeded)", "check_payload = False"],

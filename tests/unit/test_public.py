@@ -10,6 +10,7 @@ import celery_idem
 
 #: A change here is a change for users: it belongs in the change log.
 PUBLIC = [
+    "AlreadyScheduled",
     "CatchUp",
     "DuplicateRun",
     "IdemError",
@@ -35,16 +36,19 @@ PUBLIC = [
     "OnDatabaseError",
     "OnDuplicate",
     "Overlap",
+    "Publish",
     "ResultLost",
     "Run",
     "RunDead",
     "RunKey",
     "RunState",
+    "Scope",
     "StampingMixin",
     "Unstamped",
     "backfill",
     "critical_section",
     "current_run",
+    "send_once",
     "signals",
 ]
 #: Loaded where a ledger or a broker is used: SQLAlchemy alone takes longer than Celery. Some of

@@ -141,6 +141,38 @@ def monthly(customer: int) -> None:
     effect("monthly", customer)
 
 
+@app.task(base=IdempotentTask, name="tests.single", idem_key="{name}", idem_scope="until_done")
+def single(name: str, gate: str | None = None, fails: bool = False) -> str:
+    """One at a time for each name."""
+    effect("single", name)
+    if gate:
+        wait_at(gate)
+    if fails:
+        raise ValueError(name)
+    return name
+
+
+@app.task(
+    base=IdempotentTask,
+    name="tests.queued",
+    idem_key="{name}",
+    idem_scope="until_start",
+    idem_publish="once",
+)
+def queued(name: str, gate: str | None = None) -> str:
+    """One that waits for each name."""
+    effect("queued", name)
+    if gate:
+        wait_at(gate)
+    return name
+
+
+@app.task(base=IdempotentTask, name="tests.seldom", idem_key="{name}", idem_period=300)
+def seldom(name: str) -> str:
+    effect("seldom", name)
+    return name
+
+
 @app.task(base=IdempotentTask, name="tests.gated_bound")
 def gated_bound(gate: str) -> str:
     """Returns the key of its run, as it sees it after others have run beside it."""
