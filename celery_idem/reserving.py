@@ -19,6 +19,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
+from celery_idem.config import Settings
 from celery_idem.errors import AlreadyScheduled, KeyReused, LedgerError
 from celery_idem.keys import RunKey, Stamp
 from celery_idem.ledger import Reservation
@@ -228,7 +229,9 @@ def send_once(
         AlreadyScheduled: an earlier message has the key.
         ImproperlyConfigured: a setting or an argument is not possible.
     """
-    settings = Member.of(app).settings
+    settings = Settings.of(app)
+    if not settings.enabled:
+        return app.send_task(name, args, kwargs, **options)
     terms = terms_of(f"send_once({name!r})", idem_scope, idem_period, idem_publish)
     key = RunKey.for_task(settings.namespace, name, idem_key)
     headers = Stamp(key).write(options.get("headers"), name, settings.signing_key)
@@ -237,6 +240,6 @@ def send_once(
     def publish() -> Any:
         return app.send_task(name, args, kwargs, **options)
 
-    if not settings.enabled or not terms.is_once or is_followed(options):
+    if not terms.is_once or is_followed(options):
         return publish()
     return publish_once(Sending(_Named(app, name), key, args, kwargs, options, terms), publish)

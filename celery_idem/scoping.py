@@ -6,7 +6,7 @@ made, nor what a publish does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from celery_idem.policy import Publish, Scope
 #: For annotations of tasks.
 ScopeOption = Literal["forever", "until_done", "until_start"]
 PublishOption = Literal["always", "once", "once_or_raise"]
+
+#: The option of a publish.
+ONCE = "idem_publish"
 
 _A_YEAR = 366 * 86_400.0
 
@@ -49,6 +52,16 @@ class Terms:
         """True if a message is recorded before it is published, as the only one with its key."""
         return self.publish is not Publish.ALWAYS
 
+    def with_publish(self, owner: str, publish: Any) -> Terms:
+        """These, with what one publish has been given; itself if that is None.
+
+        Raises:
+            ImproperlyConfigured: it is not possible.
+        """
+        if publish is None:
+            return self
+        return replace(self, publish=checks.choice(Publish)(f"{ONCE} of {owner}", publish))
+
 
 def terms_of(owner: str, scope: Any, period: Any, publish: Any) -> Terms:
     """The options of a task, or of a publish, checked.
@@ -64,7 +77,7 @@ def terms_of(owner: str, scope: Any, period: Any, publish: Any) -> Terms:
     terms = Terms(
         checks.choice(Scope)(f"idem_scope of {owner}", scope),
         checks.seconds_or_none(1, _A_YEAR)(f"idem_period of {owner}", seconds),
-        checks.choice(Publish)(f"idem_publish of {owner}", publish),
+        checks.choice(Publish)(f"{ONCE} of {owner}", publish),
     )
     if terms.scope is Scope.UNTIL_START and not terms.is_once:
         raise ImproperlyConfigured(

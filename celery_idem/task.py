@@ -32,7 +32,7 @@ from celery_idem.naming import OPTION, GrainOption, TaskKey, digest_of, key_of, 
 from celery_idem.replaying import check_replay
 from celery_idem.reserving import Sending, heed_names, is_followed, publish_once
 from celery_idem.run import CURRENT, Run
-from celery_idem.scoping import PublishOption, ScopeOption, Terms, terms_of
+from celery_idem.scoping import ONCE, PublishOption, ScopeOption, Terms, terms_of
 from celery_idem.steps import IdempotentWorker
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class IdempotentTask(BaseTask):
         """Celery's publish; inside `retry` it first moves the run to ``retrying``.
 
         With ``idem_key="order-42"`` among the options, all messages of this task with that key are
-        one run.
+        one run; ``idem_publish`` goes before that of the task.
 
         Returns:
             The result of this message; with ``idem_publish``, perhaps that of an earlier one.
@@ -250,12 +250,12 @@ class IdempotentTask(BaseTask):
             AlreadyScheduled, KeyReused: nothing was published, see ``idem_publish``.
         """
         options.update(zip(_POSITIONAL, more, strict=False))
+        terms = self._idem_terms.with_publish(f"task {self.name}", options.pop(ONCE, None))
         key = self._name(args, kwargs, options)
         run = _RETRYING.get()
         if run is not None and options.get("task_id") == run.task_id:
             _await_retry(self, run, args, kwargs, options)
         publish = partial(super().apply_async, args, kwargs)
-        terms = self._idem_terms
         is_eager = self.app.conf.task_always_eager
         if key is None or not terms.is_once or is_eager or is_followed(options):
             return publish(**options)
@@ -266,6 +266,7 @@ class IdempotentTask(BaseTask):
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Celery's call in this process, with the keys of `apply_async`."""
+        options.pop(ONCE, None)
         self._name(args, kwargs, options)
         return super().apply(args, kwargs, *more, **options)
 

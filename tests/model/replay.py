@@ -104,7 +104,7 @@ class _Replaying(Answered):
     def try_retry(self, key: Any, fence: int, retry: Retry) -> Any:
         return self._ask("try_retry", Fence(fence), retry.retries)
 
-    def try_give_back(self, key: Any, fence: int, error: str, seconds: float) -> Any:
+    def try_give_back(self, key: Any, fence: int, *_: Any) -> Any:
         return self._ask("try_give_back", Fence(fence))
 
     def try_hold(self, key: Any, fence: int) -> Any:
