@@ -84,10 +84,14 @@ def _log_lines() -> Iterator[tuple[str, str, str]]:
             yield ast.literal_eval(action), node.func.attr.upper(), line
 
 
-def test_guarantees_name_tests_that_exist() -> None:
-    text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("document", "at_least"),
+    [("guarantees.md", 40), ("from-celery-once.md", 20), ("from-celery-singleton.md", 20)],
+)
+def test_documents_name_tests_that_exist(document: str, at_least: int) -> None:
+    text = (DOCS / document).read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
-    assert len(named) > 40
+    assert len(named) >= at_least
     missing = [f"{path}::{test}" for path, test in named if test not in _tests_in(ROOT / path)]
     assert missing == []
 
@@ -101,6 +105,9 @@ def test_each_guarantee_names_a_test() -> None:
         "What an arriving message gets",
     ):
         for row in table_below(DOCS / "guarantees.md", heading):
+            assert "::test_" in row[-1], row
+    for document in ("from-celery-once.md", "from-celery-singleton.md"):
+        for row in table_below(DOCS / document, "Behaviour by behaviour"):
             assert "::test_" in row[-1], row
 
 
