@@ -28,12 +28,13 @@ from celery_idem.keys import RunKey
 from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
-from celery_idem.naming import OPTION, GrainOption, TaskKey, digest_of, key_of, stamped
+from celery_idem.naming import digest_of, stamped
 from celery_idem.replaying import check_replay
 from celery_idem.reserving import Sending, heed_names, is_followed, publish_once
 from celery_idem.run import CURRENT, Run
 from celery_idem.scoping import ONCE, PublishOption, ScopeOption, Terms, terms_of
 from celery_idem.steps import IdempotentWorker
+from celery_idem.task_keys import OPTION, GrainOption, TaskKey, key_of
 
 if TYPE_CHECKING:
     BaseTask = Task[Any, Any]
