@@ -7,6 +7,7 @@ run could not be ended. Must not know how a run is claimed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry
@@ -48,7 +49,10 @@ class Closing(Delivery):
             self._write(
                 run,
                 lambda: self.ledger.end(
-                    run.key, run.fence, RunState.SUCCEEDED, unsent=left, stored=text
+                    *(run.key, run.fence, RunState.SUCCEEDED),
+                    unsent=left,
+                    stored=text,
+                    task_id=run.task_id,
                 ),
             )
             signals.succeeded(self.task, run)
@@ -120,7 +124,8 @@ class Closing(Delivery):
         self._write(run, write)
 
     def _end(self, run: Run, state: RunState, error: str | None = None) -> None:
-        self._write(run, lambda: self.ledger.end(run.key, run.fence, state, error))
+        end = partial(self.ledger.end, run.key, run.fence, state, error, task_id=run.task_id)
+        self._write(run, end)
 
     def _write(self, run: Run, write: Callable[[], None]) -> None:
         """End the claim by `write`; if that is refused, the message comes again and finds out."""

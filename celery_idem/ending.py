@@ -156,7 +156,7 @@ class Transactions:
         answers: list[bool] = []
         persist(
             run,
-            lambda: answers.append(self._ledger.was_committed(run.key, run.fence)),
+            lambda: answers.append(self._ledger.was_committed(run.key, run.fence, run.task_id)),
             self._eager,
         )
         return answers[-1]

@@ -191,12 +191,14 @@ class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
         error: str | None = None,
         unsent: Unsent | None = None,
         stored: str | None = None,
+        task_id: str | None = None,
     ) -> None:
         """End the caller's claim: the run is now in `state`.
 
         Arguments:
             unsent: what is to be sent now; given until `callbacks_sent`.
             stored: its result, as JSON, to be kept for good.
+            task_id: of its message, if the key may go to another one.
 
         Raises:
             LeaseLost: the run belongs to somebody else; nothing was changed.
@@ -204,7 +206,7 @@ class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
             LedgerUnavailable: the database did not answer.
         """
         if not self.try_end(key, fence, state, error, unsent, stored):
-            self._must_be(key, fence, state)
+            self._must_be(key, fence, state, task_id)
 
     def retry(self, key: RunKey, fence: int, retry: Retry) -> None:
         """End the caller's claim: the run waits for `retry`, which may be published now.
@@ -236,9 +238,11 @@ class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
         row = self.read(key)
         return row is not None and (row.fence, row.state) == (fence, RunState.SCHEDULED)
 
-    def _must_be(self, key: RunKey, fence: int, state: RunState) -> None:
+    def _must_be(
+        self, key: RunKey, fence: int, state: RunState, task_id: str | None = None
+    ) -> None:
         # No row changed: either a try whose answer was lost did it, or we are late.
-        row = self.read(key)
+        row = self.run_at(key, fence, task_id)
         if row is None:
             raise LeaseLost(key.text, fence, "the run is not in the ledger any more")
         if (row.fence, row.state) == (fence, RunState.SUCCEEDED) and state is not row.state:
@@ -264,15 +268,18 @@ class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
             self.bury(seen.lease_id)
         return self.try_repair(request, seen)
 
-    def was_committed(self, key: RunKey, fence: int) -> bool:
+    def was_committed(self, key: RunKey, fence: int, task_id: str | None = None) -> bool:
         """Whether a transaction of the caller's whose COMMIT was not answered has ended the run.
+
+        Arguments:
+            task_id: as in `end`.
 
         Raises:
             LedgerUnavailable: the database did not answer.
         """
         if self.try_hold(key, fence):
             return False
-        row = self.read(key)
+        row = self.run_at(key, fence, task_id)
         return row is not None and (row.fence, row.state) == (fence, RunState.SUCCEEDED)
 
 

@@ -80,6 +80,18 @@ class KeyVerbs(ABC):
         won = self.try_claim_again(request, seen)
         return Claim(ClaimOutcome.CLAIMED, *won) if won else None
 
+    def run_at(self, key: RunKey, fence: int, task_id: str | None) -> RunRow | None:
+        """The caller's run, also if it has ended and its key has gone to another message since.
+
+        Arguments:
+            fence: of the caller's claim.
+            task_id: of its message; None if its key goes to nobody else.
+        """
+        row = self.read(key)
+        if task_id is None or row is None or row.fence == fence:
+            return row
+        return self.read(key.of_message(task_id)) or row
+
     def reserve(self, reservation: Reservation) -> RunRow | None:
         """Record a message that is about to be published; None if it is to be published.
 

@@ -232,20 +232,20 @@ class GivesBackInAnyState(EndsInAnyState):
 class TakesNoForLost(MemoryLedger):
     """An ending that changed nothing is never recognised as done by an earlier try."""
 
-    def _must_be(self, key: RunKey, fence: int, state: RunState) -> None:
-        super()._must_be(key, -1, state)
+    def _must_be(self, key: RunKey, fence: int, *rest: Any) -> None:
+        super()._must_be(key, -1, *rest)
 
 
 class TakesNoForDone(MemoryLedger):
     """An ending that changed nothing is taken for done."""
 
-    def _must_be(self, key: RunKey, fence: int, state: RunState) -> None:
+    def _must_be(self, key: RunKey, fence: int, *rest: Any) -> None:
         return
 
 
 class AsksWithoutWaiting(MemoryLedger):
     """Whether a COMMIT arrived is read without waiting for it."""
 
-    def was_committed(self, key: RunKey, fence: int) -> bool:
+    def was_committed(self, key: RunKey, fence: int, task_id: str | None = None) -> bool:
         row = self.read(key)
         return row is not None and row.state is RunState.SUCCEEDED
