@@ -82,16 +82,21 @@ def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
         signals.ledger_lost(f"Run {key}: its callbacks may be sent late, or once more", exc)
 
 
-def message_of(task: Any, chain: list[Any] | None = None) -> str | None:
+def message_of(
+    task: Any, chain: list[Any] | None = None, headers: dict[str, Any] | None = None
+) -> str | None:
     """JSON of the message that is being executed; None if JSON cannot tell it.
 
     Arguments:
         chain: what is left of its chain, where Celery has taken from that of the request.
+        headers: in the place of its own.
     """
     signature = task.signature_from_request(task.request, retries=task.request.retries)
     options = signature.options
     if chain is not None:
         options = {**options, "chain": chain or None}
+    if headers is not None:
+        options = {**options, "headers": headers}
     return messages.dump(task.name, signature.args, signature.kwargs, options)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
-from celery_idem import signals, skipping
+from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, message_of, tell_when_sent, unsent
 from celery_idem.delivery import Delivery, soon
 from celery_idem.ending import Transactions, error_of, persist
@@ -26,6 +26,7 @@ from celery_idem.errors import (
     LockNotAcquired,
     ResultLost,
 )
+from celery_idem.keys import Stamp
 from celery_idem.lease import Lease
 from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.ledger import Unsent
@@ -115,13 +116,19 @@ class Closing(Delivery):
 
     def _give_back(self, run: Run, error: str) -> None:
         # A key that others have must not wait for a message that only the broker has.
-        message = message_of(self.task) if self.is_shared else None
+        message = self._message(run) if self.is_shared else None
 
         def write() -> None:
             if not self.ledger.give_back(run.key, run.fence, error, GRACE, message):
                 raise LeaseLost(run.key.text, run.fence, "it was taken over")
 
         self._write(run, write)
+
+    def _message(self, run: Run) -> str | None:
+        # The worker may have made its key, of arguments that the body has changed since.
+        stamp = self.stamp or Stamp(run.key)
+        headers = stamp.write(self.request.headers, self.task.name, self.settings.signing_key)
+        return message_of(self.task, headers={**headers, messages.HEADER_PUT_BACK: True})
 
     def _end(self, run: Run, state: RunState, error: str | None = None) -> None:
         end = partial(self.ledger.end, run.key, run.fence, state, error, task_id=run.task_id)

@@ -76,10 +76,13 @@ class Execution(Closing):
         with owning(run, lease, self.leases, self.member.locks):
             return self._run(run, claim.taken_over, args, kwargs)
 
-    def _leave_queue(self, key: RunKey) -> None:
+    def _leave_queue(self) -> None:
         """It waits no longer: another message may, from now on."""
+        key = self.waits_as
+        if key is None:
+            return
         try:
-            self.ledger.leave(key, self.request.id)
+            self.ledger.leave(key, self.request.id, followed=True)
         except LedgerError as exc:
             # Published again, as nobody claims it, a copy will.
             signals.ledger_lost(f"Run {key} seems to wait still", exc)
@@ -97,10 +100,7 @@ class Execution(Closing):
         try:
             with claiming(self.leases, lease):
                 request = self._request(key, lease)
-                claim = self.ledger.claim(request)
-                if self.waits_as is not None:
-                    self._leave_queue(self.waits_as)
-                return request, claim
+                return request, self.ledger.claim(request)
         except SoftTimeLimitExceeded:
             self._put_back(key, self.settings.lease, "its time limit ended while it was claimed")
 
@@ -121,7 +121,7 @@ class Execution(Closing):
             expired=skipping.is_expired(self.request),
             late=skipping.is_late(self.request),
             revoked=skipping.is_revoked(self.request),
-            payload=payload_of(self.task, self.stamp, key, self.request),
+            payload=payload_of(self.task, self.stamp, self.waits_as or key, self.request),
             free_after=self.task._idem_terms.free_after if self.is_shared else None,
         )
 
@@ -157,6 +157,7 @@ class Execution(Closing):
                 self._store_started()
             own = alone(self.stamp, run, self.member.locks, self.settings.namespace)
             with own, section_of(self.task._idem_lock, args, kwargs):
+                self._leave_queue()
                 result = self.task.run(*args, **kwargs)
         except Exception as exc:
             self._ended_by(run, exc)
@@ -175,6 +176,8 @@ class Execution(Closing):
     def _not_claimed(self, request: ClaimRequest, claim: Claim, lease: Lease) -> Any:
         """A copy is a no-op, or comes again, or does what a dead worker has left undone."""
         key, seen = request.key, claim.seen
+        if claim.outcome not in (ClaimOutcome.RUNNING, ClaimOutcome.RETRYING):
+            self._leave_queue()
         is_seen = self.is_shared and claim.outcome in _SEEN
         if is_seen and seen is not None and seen.is_of_other(request):
             return self._of_other(key, claim, seen, seen.has_other_payload(request))

@@ -19,6 +19,7 @@ from celery_idem.clock import SYSTEM
 from celery_idem.config import Settings
 from celery_idem.errors import InvalidHeader, InvalidRunKey
 from celery_idem.keys import HEADER_KEY, RunKey, Stamp, check_text
+from celery_idem.messages import HEADER_PUT_BACK
 from celery_idem.policy import Scope, Unstamped
 from celery_idem.task_keys import OPTION, TaskKey
 
@@ -87,11 +88,13 @@ def stamped(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given
         return Stamped(headers)
     settings = Settings.of(task.app)
     old = _key_of_delivery(task, options)
-    key = old or _new_key(task, args, kwargs, options, given, settings)
+    # What comes again without a key is named by its task id, as it was before.
+    is_old = old or options.get("retries") or (headers and HEADER_PUT_BACK in headers)
+    key = old if is_old else _new_key(task, args, kwargs, options, given, settings)
     if key is None:
         return Stamped(headers)
     written = Stamp(key).write(headers, task.name, settings.signing_key)
-    return Stamped(written, None if old else key)
+    return Stamped(written, None if is_old else key)
 
 
 def _new_key(

@@ -88,13 +88,14 @@ class Reconciler:
             verdict = self._verdict(row, now)
             if verdict is not None:
                 closed[verdict].append(row.key)
+            elif self._waits_for_its_message(row):
+                # Looked at ever more seldom, in case that it still comes.
+                deadline = row.deadline if row.state in _OPEN else None
+                published[self._grace.after(row.emit_count, now, deadline)].append(row.key)
             elif self._publisher.can_publish_again(row):
                 if not self._publish(row):
                     break  # Those that are left are due again in a second.
                 published[self._pause(row, now)].append(row.key)
-            elif row.entry is None:
-                # No beat can; looked at ever more seldom, in case that its message still comes.
-                published[self._grace.after(row.emit_count, now, None)].append(row.key)
             elif row.state is RunState.RUNNING and row.key.slot < now - ORPHANED_FOR:
                 self._give_up(row)
             else:
@@ -136,7 +137,10 @@ class Reconciler:
             return RunState.SKIPPED, TOO_LATE
         if row.state is not RunState.SCHEDULED:
             return None
-        if row.emit_count and not self._claims(row.task):
+        if self._may_be_plain(row):
+            is_old = row.age > ORPHANED_FOR.total_seconds()
+            return (RunState.SKIPPED, "its task is not known to claim") if is_old else None
+        if row.entry is not None and row.emit_count and not self._claims(row.task):
             # Published once, for a task that may never claim: nothing tells whether it ran.
             return RunState.EMITTED, "its task is not known to claim"
         # A run without an entry has no slot either; its message is with the broker.
@@ -147,6 +151,16 @@ class Reconciler:
                 return RunState.EMITTED, "no beat knows its entry any more"
             return RunState.SKIPPED, f"no beat knows entry {row.entry!r} any more"
         return None
+
+    def _waits_for_its_message(self, row: RunRow) -> bool:
+        """True if no beat may publish it: it has no message, or a task that may not claim."""
+        is_lost = row.entry is None and not self._publisher.can_publish_again(row)
+        is_plain = row.state is RunState.SCHEDULED and self._may_be_plain(row)
+        return is_lost or is_plain
+
+    def _may_be_plain(self, row: RunRow) -> bool:
+        """True if a message of no slot may be executed as often as it is published."""
+        return row.entry is None and not row.fence and not self._claims(row.task)
 
     def _give_up(self, row: RunRow) -> None:
         reason = f"its owner is gone, and no beat knows entry {row.entry!r} any more"

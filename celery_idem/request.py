@@ -157,7 +157,9 @@ def _fail_claimed(
     while True:
         # Asked before the write: a child that is still there may make its claim after it.
         gone = not _is_there(pid) or SYSTEM.elapsed() > deadline
-        if ledger.fail_of_child(claim.key, PROCESS, pid, error):
+        # The next run of a key that is free at once must not meet a body that is still there.
+        may_fail = gone or task._idem_terms.free_after is None
+        if may_fail and ledger.fail_of_child(claim.key, PROCESS, pid, error):
             signals.failed(task, claim.key, error)
             pause_if_asked(ledger, claim.namespace, request, claim.key, error)
             return

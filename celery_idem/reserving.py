@@ -14,8 +14,11 @@ from functools import wraps
 from typing import Any
 from uuid import uuid4
 
-from celery import Celery
+from celery import Celery, states
+from celery.backends.base import DisabledBackend
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import KombuError, OperationalError
+from kombu.utils.json import loads
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
@@ -25,15 +28,19 @@ from celery_idem.keys import RunKey, Stamp
 from celery_idem.ledger import Reservation
 from celery_idem.member import Member
 from celery_idem.policy import Publish
-from celery_idem.run import RunRow
+from celery_idem.run import RunRow, RunState
 from celery_idem.scoping import Terms, terms_of
 
 #: Bytes of JSON that the ledger keeps of a message.
 LARGEST = 65_536
 #: What follows a message, or waits for it among others: it would be swallowed with a duplicate.
-_FOLLOWED = ("link", "link_error", "chain", "chord", "group_id")
-#: A publish that connects once is given up then.
-_ONE_TRY = {"max_retries": 0, "interval_start": 0.0}
+_FOLLOWED = ("link", "link_error", "chord", "group_id", "task_id")
+#: The same, whatever they are: a canvas has made it.
+_OF_CANVAS = ("chain", "parent_id", "root_id", "replaced_task_nesting")
+#: Seconds after a message is due at which it is published again if nobody has claimed it.
+GRACE = 60.0
+#: Seconds after the end of a run in which its result reaches the backend.
+_ON_ITS_WAY = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class Sending:
         task: it, or for a sender that does not know it, a `_Named`.
         options: of the publish, with its task id and the headers that have its key.
         payload: a digest of its arguments, if they are compared.
+        awaited: others wait for this very message: if its key is taken, the worker tells them.
     """
 
     task: Any
@@ -53,11 +61,13 @@ class Sending:
     options: Mapping[str, Any]
     terms: Terms
     payload: str | None = None
+    awaited: bool = False
 
 
-def is_followed(options: Mapping[str, Any]) -> bool:
-    """True if others wait for this very message: it is published in any case."""
-    return any(options.get(name) for name in _FOLLOWED)
+def is_awaited(options: Mapping[str, Any]) -> bool:
+    """True if others wait for this very message, as the options of its publish tell."""
+    is_made = any(options.get(name) is not None for name in _OF_CANVAS)
+    return is_made or any(options.get(name) for name in _FOLLOWED)
 
 
 def publish_once(sending: Sending, publish: Callable[[], Any]) -> Any:
@@ -88,7 +98,8 @@ def publish_once(sending: Sending, publish: Callable[[], Any]) -> Any:
         signals.not_reserved(sending.task, sending.key, str(exc))
         return publish()
     if seen is not None:
-        return _of_earlier(sending, seen, member)
+        tells = not sending.awaited and _is_heard(sending, seen)
+        return _of_earlier(sending, seen, member) if tells else publish()
     try:
         return publish()
     except BaseException as exc:
@@ -102,11 +113,14 @@ def publish_once(sending: Sending, publish: Callable[[], Any]) -> Any:
 
 
 def _reservation(sending: Sending, namespace: str) -> Reservation | None:
-    options, now = sending.options, SYSTEM.now()
-    eta, countdown = options.get("eta"), options.get("countdown")
-    due_in = messages.seconds_until(countdown, eta)
-    default = getattr(sending.task, "expires", None)
-    deadline = messages.instant(options.get("expires", default), now)
+    now = SYSTEM.now()
+    # For a beat that does not know the task; without the answers of a backend by RPC to others.
+    options = {**sending.task._get_exec_options(), **sending.options}
+    due_in = messages.seconds_until(options.get("countdown"), options.get("eta"))
+    deadline = messages.instant(options.get("expires"), now)
+    grace = GRACE
+    if deadline is not None:
+        grace = max(0.0, min(grace, (deadline - now).total_seconds() - due_in + 1.0))
     kept = {**options, "expires": deadline.isoformat() if deadline else None}
     start = messages.instant(due_in, now) if due_in else None
     message = messages.dump(sending.task.name, sending.args, sending.kwargs, kept, start)
@@ -121,9 +135,29 @@ def _reservation(sending: Sending, namespace: str) -> Reservation | None:
         message=message,
         payload=sending.payload,
         due_in=due_in,
+        grace=grace,
         deadline=deadline,
         free_after=sending.terms.free_after,
     )
+
+
+def _is_heard(sending: Sending, seen: RunRow) -> bool:
+    """False if the result of the earlier message may never come: the worker is to answer then."""
+    if seen.task_id is None or sending.terms.publish is Publish.ONCE_OR_RAISE:
+        return True
+    task = sending.task
+    if seen.state is RunState.RUNNING and seen.message is None and (seen.lease_seconds or 0) <= 0:
+        return False  # Its owner is dead, and its message is with the broker, or lost.
+    if isinstance(task.backend, DisabledBackend):
+        return True
+    kept = loads(seen.message)["options"] if seen.message else {}
+    ignores = getattr(task, "ignore_result", False)
+    if kept.get("ignore_result") and not sending.options.get("ignore_result", ignores):
+        return False
+    ended = seen.finished_at if seen.state.final else None
+    if ended is None or (SYSTEM.now() - ended).total_seconds() < _ON_ITS_WAY:
+        return True
+    return task.AsyncResult(seen.task_id).state in states.READY_STATES
 
 
 def _of_earlier(sending: Sending, seen: RunRow, member: Member) -> Any:
@@ -149,7 +183,9 @@ def _is_broker_there(app: Celery, options: Mapping[str, Any]) -> bool:
     try:
         with app.producer_or_acquire(options.get("producer")) as producer:
             connection = options.get("connection") or producer.connection
-            connection.ensure_connection(**_ONE_TRY)
+            # One try for each host.
+            tries = max(0, len(connection.alt) - 1)
+            connection.ensure_connection(max_retries=tries, interval_start=0)
             # Redis is not asked before.
             connection.default_channel  # noqa: B018
     except Exception as exc:
@@ -159,7 +195,8 @@ def _is_broker_there(app: Celery, options: Mapping[str, Any]) -> bool:
 
 def _may_be_sent(app: Celery, exc: BaseException) -> bool:
     """False if the publish has failed for certain."""
-    return not isinstance(exc, Exception) or _is_fault(app, exc)
+    is_interrupted = isinstance(exc, SoftTimeLimitExceeded) or not isinstance(exc, Exception)
+    return is_interrupted or _is_fault(app, exc)
 
 
 def _is_fault(app: Celery, exc: BaseException) -> bool:
@@ -201,6 +238,10 @@ class _Named:
         self.app = app
         self.name = name
         self.AsyncResult = app.AsyncResult
+        self.backend = app.backend
+
+    def _get_exec_options(self) -> dict[str, Any]:
+        return {}
 
 
 def send_once(
@@ -235,11 +276,13 @@ def send_once(
     terms = terms_of(f"send_once({name!r})", idem_scope, idem_period, idem_publish)
     key = RunKey.for_task(settings.namespace, name, idem_key)
     headers = Stamp(key).write(options.get("headers"), name, settings.signing_key)
+    awaited = is_awaited(options)
     options = {"task_id": str(uuid4()), **options, "headers": headers}
 
     def publish() -> Any:
         return app.send_task(name, args, kwargs, **options)
 
-    if not terms.is_once or is_followed(options):
+    if not terms.is_once:
         return publish()
-    return publish_once(Sending(_Named(app, name), key, args, kwargs, options, terms), publish)
+    sending = Sending(_Named(app, name), key, args, kwargs, options, terms, awaited=awaited)
+    return publish_once(sending, publish)

@@ -84,6 +84,7 @@ class RunRow:
         result: what they are to be sent with, or what was stored, as JSON.
         payload: a digest of the arguments with which it was claimed first, if they are compared.
         age: seconds since it was recorded.
+        late: its deadline has passed.
     """
 
     key: RunKey
@@ -109,6 +110,18 @@ class RunRow:
     lease_seconds: float | None = None
     payload: str | None = None
     age: float = field(default=0.0, compare=False)
+    late: bool = field(default=False, compare=False)
+
+    @property
+    def may_be_cancelled(self) -> bool:
+        """True of a reservation whose publish may still fail, and that nobody else relies on."""
+        return self.state is RunState.SCHEDULED and self.entry is None and not self.emit_count
+
+    @property
+    def never_begins(self) -> bool:
+        """True if it has expired in its queue, and nothing of it was ever begun."""
+        waits = self.state in (RunState.SCHEDULED, RunState.EMITTED) and self.late
+        return (waits or self.state is RunState.SKIPPED) and not self.fence and self.entry is None
 
     def leaves_key(self, free_after: float | None) -> bool:
         """True if it has ended, and another message may have its key now.
@@ -118,8 +131,8 @@ class RunRow:
         Arguments:
             free_after: seconds since its record; None: never.
         """
-        if self.state is RunState.SKIPPED and not self.fence and self.entry is None:
-            return True  # It expired in its queue, and nothing of it was ever begun.
+        if self.never_begins:
+            return True
         if free_after is None or not self.state.final or self.age < free_after:
             return False
         return not self.callbacks_pending or self.lease_seconds is None
@@ -130,6 +143,9 @@ class RunRow:
 
     def has_other_payload(self, request: ClaimRequest) -> bool:
         """True if the run is known to be for other arguments."""
+        # A message that comes again may have been changed by its body.
+        if request.task_id is not None and self.task_id == request.task_id:
+            return False
         return None not in (self.payload, request.payload) and self.payload != request.payload
 
     def is_closed_to(self, request: ClaimRequest) -> bool:

@@ -30,7 +30,7 @@ from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
 from celery_idem.naming import digest_of, stamped
 from celery_idem.replaying import check_replay
-from celery_idem.reserving import Sending, heed_names, is_followed, publish_once
+from celery_idem.reserving import Sending, heed_names, is_awaited, publish_once
 from celery_idem.run import CURRENT, Run
 from celery_idem.scoping import ONCE, PublishOption, ScopeOption, Terms, terms_of
 from celery_idem.steps import IdempotentWorker
@@ -257,12 +257,12 @@ class IdempotentTask(BaseTask):
         if run is not None and options.get("task_id") == run.task_id:
             _await_retry(self, run, args, kwargs, options)
         publish = partial(super().apply_async, args, kwargs)
-        is_eager = self.app.conf.task_always_eager
-        if key is None or not terms.is_once or is_eager or is_followed(options):
+        if key is None or not terms.is_once or self.app.conf.task_always_eager:
             return publish(**options)
+        awaited = is_awaited(options)
         options["task_id"] = options.get("task_id") or uuid()
         payload = digest_of(self, key, args, kwargs)
-        sending = Sending(self, key, args, kwargs, options, terms, payload)
+        sending = Sending(self, key, args, kwargs, options, terms, payload, awaited)
         return publish_once(sending, partial(publish, **options))
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from celery_idem.errors import LedgerUnavailable
 from celery_idem.keys import RunKey
 from celery_idem.ledger.records import Reservation
-from celery_idem.run import Claim, ClaimOutcome, ClaimRequest, RunRow
+from celery_idem.run import Claim, ClaimOutcome, ClaimRequest, RunRow, RunState
 
 #: A reservation that meets a changing row is repeated, as a claim is.
 _ROUNDS = 20
@@ -48,12 +48,20 @@ class KeyVerbs(ABC):
         """Move the key of the ended run `seen` to ``scheduled``, as `try_claim_again`."""
 
     @abstractmethod
-    def cancel(self, reservation: Reservation) -> None:
-        """Undo a reservation of the caller's that nobody has claimed: the key is free again."""
+    def try_rely_on(self, seen: RunRow) -> bool:
+        """Keep the reservation `seen` from being cancelled: somebody else counts on it now."""
 
     @abstractmethod
-    def leave(self, key: RunKey, task_id: str) -> None:
-        """Forget the reservation that this message has of the key, if it was never claimed."""
+    def cancel(self, reservation: Reservation) -> None:
+        """Undo a reservation of the caller's that nobody has claimed or relies on."""
+
+    @abstractmethod
+    def leave(self, key: RunKey, task_id: str, *, followed: bool = False) -> None:
+        """Forget the reservation that this message has of the key, if it was never claimed.
+
+        Arguments:
+            followed: also one that has followed a run which was claimed.
+        """
 
     @abstractmethod
     def _settle(self, request: ClaimRequest, seen: RunRow) -> Claim | None:
@@ -68,7 +76,12 @@ class KeyVerbs(ABC):
             return self._settle(request, seen)
         own = self.read(request.key.of_message(request.task_id))
         if own is not None:
-            return Claim(ClaimOutcome.FINISHED, seen=own)
+            was_skipped = own.state is RunState.SKIPPED and request.skip is not None
+            return (
+                Claim(ClaimOutcome.SKIPPED, error=request.skip)
+                if was_skipped
+                else Claim(ClaimOutcome.FINISHED, seen=own)
+            )
         if not is_free:
             claim = self._settle(request, seen)
             # Its own message, when it comes again, tells its sender that it is dead.
@@ -110,6 +123,8 @@ class KeyVerbs(ABC):
             if reservation.claim_id == seen.claim_id or reservation.task_id == seen.task_id:
                 return None
             if not seen.leaves_key(reservation.free_after):
+                if seen.may_be_cancelled and not self.try_rely_on(seen):
+                    continue
                 return seen
             self.keep_apart(seen)
             if self.try_reserve_again(reservation, seen):

@@ -12,12 +12,24 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Table, Update, and_, bindparam, delete, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from celery_idem.keys import EPOCH, RunKey
 from celery_idem.ledger import Ledger, Reservation
 from celery_idem.ledger.database import Answer
 from celery_idem.ledger.dialects import db_now
+from celery_idem.ledger.records import skipped
 from celery_idem.ledger.rows import micros, named
 from celery_idem.ledger.schema import UtcDateTime, literal_state, runs
 from celery_idem.ledger.statements import CLAIM_READ_BACK, LEASE_GONE, after, number, one_run
@@ -44,12 +56,21 @@ _BLANK: dict[str, Any] = dict.fromkeys(
 )
 
 
+#: As `RunRow.never_begins`, of what waits still.
+_NEVER_BEGINS = and_(
+    runs.c.state.in_([_SCHEDULED, literal_state(RunState.EMITTED)]),
+    runs.c.fence == number(0),
+    runs.c.entry.is_(None),
+    runs.c.deadline <= db_now(),
+)
+
+
 def _again(callbacks: Any, values: Mapping[str, Any]) -> Update:
     return (
         update(runs)
         .where(
             one_run(),
-            runs.c.state.in_(_FINAL),
+            or_(runs.c.state.in_(_FINAL), _NEVER_BEGINS),
             runs.c.fence == bindparam("b_fence"),
             runs.c.claim_id.is_not_distinct_from(bindparam("b_seen", type_=runs.c.claim_id.type)),
             runs.c.created_at <= after("b_ago"),
@@ -106,23 +127,43 @@ _MINE = and_(one_run(), runs.c.claim_id == bindparam("b_claim"), runs.c.state ==
 
 _OWN = select(runs.c.fence).where(_MINE)
 
-_FORGET = delete(runs).where(_MINE, runs.c.fence == number(0))
-
-#: Fences go on, as a late statement of the run before could meet them; its time is over.
-_CLOSE = (
+_RELY_ON = (
     update(runs)
-    .where(_MINE, runs.c.fence > number(0))
-    .values(
-        state=literal_state(RunState.SKIPPED),
-        error="it could not be published",
-        next_emit_at=null(),
-        created_at=bindparam("b_epoch", EPOCH, type_=UtcDateTime()),
-        finished_at=db_now(),
+    .where(
+        one_run(),
+        runs.c.claim_id.is_not_distinct_from(bindparam("b_seen", type_=runs.c.claim_id.type)),
+        runs.c.state == _SCHEDULED,
+        runs.c.emit_count == number(0),
     )
+    .values(emit_count=number(1))
 )
 
-_LEAVE = delete(runs).where(
-    one_run(), runs.c.task_id == bindparam("b_task_id"), runs.c.fence == number(0)
+_UNSURE = and_(_MINE, runs.c.emit_count == number(0))
+_FORGET = delete(runs).where(_UNSURE, runs.c.fence == number(0))
+
+
+def _close(where: ColumnElement[bool], why: str) -> Update:
+    """Fences go on, as a late statement of the run before could meet them; its time is over."""
+    return (
+        update(runs)
+        .where(where, runs.c.fence > number(0))
+        .values(
+            state=literal_state(RunState.SKIPPED),
+            error=why,
+            next_emit_at=null(),
+            created_at=bindparam("b_epoch", EPOCH, type_=UtcDateTime()),
+            finished_at=db_now(),
+        )
+    )
+
+
+_CLOSE = _close(_UNSURE, "it could not be published")
+
+_OF_MESSAGE = and_(one_run(), runs.c.task_id == bindparam("b_task_id"))
+_LEAVE = delete(runs).where(_OF_MESSAGE, runs.c.fence == number(0))
+_LEAVE_CLOSED = _close(
+    and_(_OF_MESSAGE, runs.c.state == _SCHEDULED),
+    "its body begins under the name of its message",
 )
 
 
@@ -138,6 +179,7 @@ class KeysSql(Ledger):
     def keep_apart(self, seen: RunRow) -> None:
         if seen.task_id is None:
             return
+        seen = seen if seen.state.final else skipped(seen, self.now())
         kept = {
             "namespace": seen.namespace,
             "task": seen.task,
@@ -161,7 +203,7 @@ class KeysSql(Ledger):
             "started_at": seen.started_at,
             "finished_at": seen.finished_at,
         }
-        key = seen.key.of_message(seen.task_id)
+        key = seen.key.of_message(str(seen.task_id))
         self._insert_if_absent(runs, [{"run_key": key.text, "slot": key.slot, **kept}])
 
     def try_claim_again(self, request: ClaimRequest, seen: RunRow) -> tuple[int, int] | None:
@@ -199,8 +241,13 @@ class KeysSql(Ledger):
         self._write(_FORGET, own)
         self._write(_CLOSE, own)
 
-    def leave(self, key: RunKey, task_id: str) -> None:
-        self._write(_LEAVE, {**named(key), "b_task_id": task_id})
+    def try_rely_on(self, seen: RunRow) -> bool:
+        return self._write(_RELY_ON, {**named(seen.key), "b_seen": seen.claim_id}).rowcount > 0
+
+    def leave(self, key: RunKey, task_id: str, *, followed: bool = False) -> None:
+        own = {**named(key), "b_task_id": task_id}
+        if not self._write(_LEAVE, own).rowcount and followed:
+            self._write(_LEAVE_CLOSED, own)
 
 
 def _taken(by: ClaimRequest | Reservation, seen: RunRow) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class MemoryLedger(KeysInMemory, LocksInMemory):
             elif not claimable(run.row, request):
                 return None
             same_retry = run.row.retries == request.retries
-            return self._take(run, request, run.row.attempts + 1 if same_retry else 1)
+            attempts = run.row.attempts + 1 if same_retry else 1
+            return self._take(run, request, attempts, request.payload)
 
     def try_takeover(self, request: ClaimRequest, seen: RunRow) -> tuple[int, int] | None:
         with self._lock:
@@ -240,7 +241,9 @@ class MemoryLedger(KeysInMemory, LocksInMemory):
         run = self._owned(seen.key, seen.fence)
         return run if run and run.row.lease_id not in self.tables.leases else None
 
-    def _take(self, run: RunInMemory, request: ClaimRequest, attempts: int) -> tuple[int, int]:
+    def _take(
+        self, run: RunInMemory, request: ClaimRequest, attempts: int, payload: str | None = None
+    ) -> tuple[int, int]:
         run.row = replace(
             run.row,
             state=RunState.RUNNING,
@@ -251,6 +254,7 @@ class MemoryLedger(KeysInMemory, LocksInMemory):
             lease_id=request.lease_id,
             claim_id=request.claim_id,
             task_id=request.task_id,
+            payload=run.row.payload or payload,
             started_at=self.clock.now(),
         )
         run.next_emit_at = None

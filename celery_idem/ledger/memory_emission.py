@@ -40,7 +40,8 @@ class EmissionInMemory(PausesInMemory):
         lease = self.tables.leases.get(run.row.lease_id or "")
         left = (lease.expires_at - self.clock.now()).total_seconds() if lease else None
         age = (self.clock.now() - run.created_at).total_seconds()
-        return replace(run.row, lease_seconds=left, age=age)
+        late = run.row.deadline is not None and run.row.deadline <= self.clock.now()
+        return replace(run.row, lease_seconds=left, age=age, late=late)
 
     # -- emission -------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from celery_idem.keys import EPOCH, RunKey
 from celery_idem.ledger.memory_emission import EmissionInMemory
 from celery_idem.ledger.memory_tables import RunInMemory, new_row
-from celery_idem.ledger.records import Reservation
+from celery_idem.ledger.records import Reservation, skipped
 from celery_idem.run import ClaimRequest, RunRow, RunState
 
 
@@ -24,6 +24,7 @@ class KeysInMemory(EmissionInMemory):
             return
         with self._lock:
             key = seen.key.of_message(seen.task_id)
+            seen = seen if seen.state.final else skipped(seen, self.clock.now())
             kept = RunInMemory(replace(seen, key=key), created_at=seen.started_at or EPOCH)
             self.tables.runs.setdefault(key, kept)
 
@@ -67,20 +68,38 @@ class KeysInMemory(EmissionInMemory):
             run.next_emit_at = self._after(reservation.due_in + reservation.grace)
             return True
 
+    def try_rely_on(self, seen: RunRow) -> bool:
+        with self._lock:
+            run = self.tables.runs.get(seen.key)
+            is_same = run is not None and run.row.claim_id == seen.claim_id
+            if run is None or not is_same or not run.row.may_be_cancelled:
+                return False
+            run.row = replace(run.row, emit_count=1)
+            return True
+
     def cancel(self, reservation: Reservation) -> None:
         with self._lock:
             run = self._mine(reservation)
+            if run is not None and run.row.emit_count:
+                return
             if run is not None and run.row.fence:
-                run.created_at, run.next_emit_at = EPOCH, None
-                self._finish(run, RunState.SKIPPED, "it could not be published")
+                self._close(run, "it could not be published")
             elif run is not None:
                 del self.tables.runs[reservation.key]
 
-    def leave(self, key: RunKey, task_id: str) -> None:
+    def leave(self, key: RunKey, task_id: str, *, followed: bool = False) -> None:
         with self._lock:
             run = self.tables.runs.get(key)
-            if run is not None and (run.row.task_id, run.row.fence) == (task_id, 0):
+            if run is None or run.row.task_id != task_id:
+                return
+            if not run.row.fence:
                 del self.tables.runs[key]
+            elif followed and run.row.state is RunState.SCHEDULED:
+                self._close(run, "its body begins under the name of its message")
+
+    def _close(self, run: RunInMemory, why: str) -> None:
+        run.created_at, run.next_emit_at = EPOCH, None
+        self._finish(run, RunState.SKIPPED, why)
 
     def _left(self, by: ClaimRequest | Reservation, seen: RunRow) -> RunInMemory | None:
         """The run, as it was seen, if it leaves its key to somebody else; it is young again."""

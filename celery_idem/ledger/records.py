@@ -6,11 +6,11 @@ how they are stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from celery_idem.keys import RunKey
-from celery_idem.run import ClaimRequest, RunRow, RunState
+from celery_idem.run import TOO_LATE, ClaimRequest, RunRow, RunState
 
 #: Seconds after its insert at which a slot is published by another beat, if the one that inserted
 #: it has not reported the publish: what a beat that dies between the two costs.
@@ -185,6 +185,11 @@ def check_closing(state: RunState) -> None:
     """Raise `ValueError` unless a run that nobody has claimed may be closed as `state`."""
     if state not in (RunState.EMITTED, RunState.SKIPPED):
         raise ValueError(f"an unclaimed run becomes emitted or skipped, not {state.label}")
+
+
+def skipped(seen: RunRow, now: datetime) -> RunRow:
+    """How a run is kept whose message has expired."""
+    return replace(seen, state=RunState.SKIPPED, error=TOO_LATE, finished_at=now)
 
 
 def claimable(seen: RunRow, request: ClaimRequest) -> bool:

@@ -124,6 +124,7 @@ def run_row(row: Any) -> RunRow:
         lease_seconds=left,
         payload=row.payload,
         age=(row.now - row.created_at).total_seconds(),
+        late=row.deadline is not None and row.deadline <= row.now,
     )
 
 

@@ -87,7 +87,7 @@ class FreeText(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name in ("mysql", "mariadb"):
             # TEXT ends at 64 KiB there.
-            return dialect.type_descriptor(mysql.MEDIUMTEXT())
+            return dialect.type_descriptor(mysql.MEDIUMTEXT(collation="utf8mb4_bin"))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:

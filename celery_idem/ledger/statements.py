@@ -80,7 +80,12 @@ def _claimable(current: Columns, new: Columns) -> ColumnElement[bool]:
             new.task_id.is_(None),
             current.task_id == new.task_id,
         ),
-        or_(current.payload.is_(None), new.payload.is_(None), current.payload == new.payload),
+        or_(
+            current.payload.is_(None),
+            new.payload.is_(None),
+            current.payload == new.payload,
+            current.task_id == new.task_id,
+        ),
         or_(
             and_(current.state.in_(_UNCLAIMED), current.retries <= new.retries),
             and_(current.state == _RETRYING, current.retries == new.retries),
@@ -105,6 +110,7 @@ def _claimed(current: Columns, new: Columns) -> Updates:
         ("started_at", new.started_at),
         ("next_emit_at", new.next_emit_at),
         ("retries", new.retries),
+        ("payload", func.coalesce(current.payload, new.payload)),
         ("state", new.state),
     )
 

@@ -77,9 +77,11 @@ class SkipsTheEnded(_Skips):
 class ForgetsTheFence(MemoryLedger):
     """A claim and a takeover leave the fence as it is."""
 
-    def _take(self, run: RunInMemory, request: ClaimRequest, attempts: int) -> tuple[int, int]:
+    def _take(
+        self, run: RunInMemory, request: ClaimRequest, attempts: int, *rest: Any
+    ) -> tuple[int, int]:
         fence = max(1, run.row.fence)
-        super()._take(run, request, attempts)
+        super()._take(run, request, attempts, *rest)
         run.row = replace(run.row, fence=fence)
         return fence, attempts
 

@@ -164,13 +164,12 @@ def test_a_key_of_another_period_is_another_one(app: Celery) -> None:
 
 
 def test_all_ways_to_publish_are_one(app: Celery) -> None:
-    """Also with Celery's positional arguments; the caller's task id is that of the first."""
+    """Also with Celery's positional arguments."""
     task = task_of(app)
     first = task.apply_async((7,), {}, "my-own-id")
     assert first.id == "my-own-id"
     again = [
         task.delay(7),
-        task.apply_async((7,), task_id="another"),
         task.s(7).apply_async(),
         task.si(7).delay(),
         app.send_task("shop.bill", (7,)),
@@ -190,8 +189,13 @@ def test_what_others_wait_for_is_published_in_any_case(app: Celery) -> None:
     task.apply_async((7,), link_error=task.si(8))
     (task.si(7) | task.si(8)).apply_async()
     group(task.si(7), task.si(9)).apply_async()
+    frozen = task.si(7).set(task_id="mine")
+    assert frozen.apply_async().id == "mine"
+    # As a worker publishes what follows in a chain, and what is put in the place of a task.
+    task.apply_async((7,), chain=[], parent_id="of the one before", root_id="of the first")
+    task.apply_async((7,), replaced_task_nesting=1, idem_key='{"customer":7,"month":"may"}')
     ids = [message["id"] for message in queued(app) if message["args"] == [7]]
-    assert (len(ids), len(set(ids)), ids[0]) == (5, 5, first.id)
+    assert (len(ids), len(set(ids)), ids[0]) == (8, 8, first.id)
 
 
 def test_the_message_is_kept_as_it_was_sent(app: Celery) -> None:
