@@ -316,3 +316,57 @@ def test_each_message_is_executed_once_whoever_gets_its_copies(
     times = Counter(message for part in executed for message, _ in part)
     assert times == dict.fromkeys(messages, 1)
     assert fences == dict.fromkeys(range(1, len(messages) + 1), 1)
+
+
+# -- corners --------------------------------------------------------------------------------------
+
+
+def test_a_reservation_that_somebody_relies_on_is_not_cancelled(store: Store, key: RunKey) -> None:
+    """Whoever was told of it got its result: a beat is to publish it if its sender could not."""
+    first = reservation(key, "a")
+    assert store.ledger.reserve(first) is None
+    assert reserve(store, key, "b") is not None
+    store.ledger.cancel(first)
+    assert store.row(key).state is RunState.SCHEDULED
+    assert run(store, key, "a") == 1
+
+
+def test_a_reservation_that_expired_in_its_queue_leaves_its_key(store: Store, key: RunKey) -> None:
+    """Though nobody has closed it; its message, if it comes, is told so."""
+    past = store.ledger.now()
+    assert reserve(store, key, "a", None, deadline=past) is None
+    store.tick()
+    assert reserve(store, key, "b", None) is None
+    kept = store.row(key.of_message("a"))
+    assert (kept.state, kept.fence, kept.task_id) == (RunState.SKIPPED, 0, "a")
+    assert claim(store, key, "a", None, expired=True).outcome is not ClaimOutcome.CLAIMED
+    assert run(store, key, "b", None) == 1
+
+
+def test_an_expired_message_is_told_so_whoever_has_its_key_now(store: Store, key: RunKey) -> None:
+    assert claim(store, key, "a", expired=True).outcome is ClaimOutcome.SKIPPED
+    run(store, key, "b")
+    assert claim(store, key, "a", expired=True).outcome is ClaimOutcome.SKIPPED
+
+
+def test_arguments_are_known_from_the_first_claim_on(store: Store, key: RunKey) -> None:
+    """Though the sender could not tell them, and also for the message whose body changed them."""
+    reserve(store, key, "a", None)
+    first = ask(store, key, "a", None, payload="1")
+    assert store.ledger.claim(first).outcome is ClaimOutcome.CLAIMED
+    store.ledger.release([first.lease_id])
+    assert claim(store, key, "b", None, payload="2").outcome is ClaimOutcome.RUNNING
+    again = claim(store, key, "a", None, payload="changed")
+    assert (again.outcome, again.taken_over) == (ClaimOutcome.CLAIMED, True)
+    store.ledger.give_back(key, again.fence, "its lock was not free", LONG, '"a"')
+    assert claim(store, key, "a", None, payload="once more").outcome is ClaimOutcome.CLAIMED
+
+
+def test_what_waits_may_have_followed_a_run(store: Store, key: RunKey) -> None:
+    """As after the scope of a task was changed to until_start."""
+    run(store, key, "a")
+    assert reserve(store, key, "b") is None
+    store.ledger.leave(key, "b")
+    assert store.row(key).state is RunState.SCHEDULED
+    store.ledger.leave(key, "b", followed=True)
+    assert reserve(store, key, "c") is None

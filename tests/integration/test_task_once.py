@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from celery import chord, group
+from celery import chain, chord, group
 from celery.result import AsyncResult
 from celery.signals import before_task_publish
 from kombu.exceptions import EncodeError, KombuError, OperationalError
@@ -24,6 +24,7 @@ from celery_idem import (
     KeyReused,
     RunKey,
     RunState,
+    critical_section,
     send_once,
 )
 from celery_idem.run import RunRow
@@ -312,6 +313,74 @@ def test_nobody_waits_for_what_was_not_published(stage: Stage, single: Any, name
         assert isinstance(stage.outcome(result.id), DuplicateRun)
     stage.open(name)
     assert first.get(timeout=PATIENCE) == name
+
+
+def test_a_chain_goes_on_after_a_duplicate(stage: Stage, single: Any, name: str) -> None:
+    """The one that follows it is told, and the one before it has its result."""
+    first = single.delay(name, name)
+    begun(stage, name)
+    before = stage.app.signature("tests.note", ("before " + name,))
+    joined: Any = chain(before, single.si(name)).apply_async()
+    with pytest.raises(DuplicateRun):
+        joined.get(timeout=PATIENCE)
+    assert joined.parent.get(timeout=PATIENCE) == "before " + name
+    mine = str(uuid4())
+    assert single.apply_async((name,), task_id=mine).id == mine
+    assert isinstance(stage.outcome(mine), DuplicateRun)
+    stage.open(name)
+    assert first.get(timeout=PATIENCE) == name
+
+
+def test_what_comes_again_without_a_key_is_itself(stage: Stage, name: str) -> None:
+    """The sender knows no period: the message is a run of its own, beside that of the day's key."""
+    task = publisher(stage, "daily", idem_scope="forever", idem_grain="day")
+    first = task.apply_async((name,), queue=f"parked-{name}")
+    assert first.id
+    stage.app.tasks.pop("tests.daily")
+    other = stage.send("daily", name)
+    assert stage.get(other) == name
+    assert bodies(stage, name) == [other, other]
+    assert stage.wait_final("daily", other).state is RunState.SUCCEEDED
+
+
+def test_a_body_may_change_its_arguments(stage: Stage, name: str) -> None:
+    given: Any = {"idem_key": f"order of {name}"}
+    stage.app.tasks.pop("tests.changes", None)
+    with critical_section(f"changes:{name}", app=stage.app):
+        task_id = send_once(stage.app, "tests.changes", (name, []), **given).id
+        begun(stage, name)
+    assert stage.get(task_id) == name
+    assert set(bodies(stage, name)) == {task_id}
+
+
+def test_what_waits_for_its_lock_has_not_begun(stage: Stage, name: str) -> None:
+    task = publisher(stage, "queued_locked", idem_scope="until_start", idem_lock="queued:{name}")
+    running = task.delay(name, name)
+    begun(stage, name)
+    waits = task.delay(name)
+    stage.wait_for_fact(waits.id, "run_put_back")
+    assert [task.delay(name).id for _ in range(3)] == [waits.id] * 3
+    stage.open(name)
+    assert (running.get(timeout=PATIENCE), waits.get(timeout=PATIENCE)) == (name, name)
+    assert bodies(stage, name) == [running.id, waits.id]
+    stage.app.tasks.pop("tests.queued_locked")
+
+
+def test_a_killed_body_has_its_key_until_it_is_gone(stage: Stage, name: str) -> None:
+    first = stage.send("lingers", name, 2.0)
+    begun(stage, name)
+    stage.app.control.revoke(first, terminate=True)
+    wait_for(lambda: row(stage, name, "lingers").state.final, PATIENCE, "the verdict")
+    second = stage.send("lingers", name, 0)
+    stage.get(second)
+    what = [
+        each
+        for (each,) in stage.sql("SELECT what FROM effects WHERE detail = %s ORDER BY id", name)
+    ]
+    assert what in (
+        ["lingers begins", "lingers ends", "lingers begins", "lingers ends"],
+        ["lingers begins", "lingers begins", "lingers ends"],
+    ), "the first one was killed in the middle, or has ended"
 
 
 def test_a_retry_is_published_as_ever(stage: Stage, name: str) -> None:

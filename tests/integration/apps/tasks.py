@@ -18,7 +18,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from kombu.serialization import register
 
-from celery_idem import IdempotentTask, current_run
+from celery_idem import IdempotentTask, critical_section, current_run
 from tests.integration.apps.base import effect, make_app, wait_at
 
 app = make_app()
@@ -165,6 +165,58 @@ def queued(name: str, gate: str | None = None) -> str:
     if gate:
         wait_at(gate)
     return name
+
+
+@app.task(
+    base=IdempotentTask,
+    name="tests.queued_locked",
+    idem_key="{name}",
+    idem_scope="until_start",
+    idem_publish="once",
+    idem_lock="queued:{name}",
+)
+def queued_locked(name: str, gate: str | None = None) -> str:
+    """Waits for its lock before it begins."""
+    effect("queued_locked", name)
+    if gate:
+        wait_at(gate)
+    return name
+
+
+@app.task(base=IdempotentTask, name="tests.changes", idem_key="{name}", idem_publish="once")
+def changes(name: str, items: list[int]) -> str:
+    """Changes its arguments, and then cannot go on."""
+    items.append(len(items))
+    effect("changes", name)
+    with critical_section(f"changes:{name}", wait=0):
+        return name
+
+
+@app.task(
+    bind=True,
+    base=IdempotentTask,
+    name="tests.daily",
+    idem_key="{name}",
+    idem_grain="day",
+    idem_publish="once",
+)
+def daily(self: Any, name: str) -> str:
+    """Needs a retry."""
+    effect("daily", name)
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    return name
+
+
+@app.task(base=IdempotentTask, name="tests.lingers", idem_key="{name}", idem_scope="until_done")
+def lingers(name: str, seconds: float) -> None:
+    """Takes its time to end when it is killed."""
+    effect("lingers begins", name)
+    try:
+        time.sleep(60 if seconds else 0)
+    finally:
+        time.sleep(seconds)
+        effect("lingers ends", name)
 
 
 @app.task(base=IdempotentTask, name="tests.seldom", idem_key="{name}", idem_period=300)
