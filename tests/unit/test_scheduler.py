@@ -193,7 +193,7 @@ def test_many_replacements_do_not_fill_the_memory(clock: SettableClock) -> None:
         going.update_from_dict({"e": {"task": "note", "schedule": 86_400 + number % 2}})
         going.tick()
         clock.advance(1)
-    assert len(going._timetable._heap) < 1500
+    assert len(going._timetable._agenda) < 1500
 
 
 def test_a_clock_that_was_an_hour_ahead_loses_no_slot(clock: SettableClock) -> None:
