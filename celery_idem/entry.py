@@ -139,7 +139,7 @@ def own_options(entry: Any) -> Options:
     if isinstance(entry, Entry):
         own = _of_ours(entry)
     else:
-        own = tuple(getattr(entry, name, None) for name in OPTIONS)
+        own = tuple([getattr(entry, name, None) for name in OPTIONS])
     return _NONE if own == _NONE else Options(*own)
 
 
@@ -150,11 +150,12 @@ def checked(owner: str, own: Options, settings: Settings) -> Checked:
         ImproperlyConfigured: a value is not possible, or not with another one; it names `owner`
             and option.
     """
+    # Of a list: a tuple that is made of a generator is cut to its size, and Python keeps those.
     found = Checked(
-        *(
+        *[
             option(owner, name, value, getattr(settings, name))
-            for name, value in own._asdict().items()
-        )
+            for name, value in zip(OPTIONS, own, strict=True)
+        ]
     )
     if found.start_deadline is not None and found.jitter >= found.start_deadline:
         raise ImproperlyConfigured(

@@ -26,8 +26,10 @@ from celery_idem.rulebook import YOUNG, Rulebook
 from celery_idem.tracks import Track
 from celery_idem.watched import Watched
 
-#: Entries that are asked about in one call of the ledger.
+#: Entries that are reported, or looked at, at once.
 CHUNK = 500
+#: Entries that are asked about in one call of the ledger: Python keeps the memory of its answers.
+ASKED = 200
 #: Seconds after which it is seen that the schedule has another entry, at the latest.
 ROUND = 1.0
 #: The same for an entry that was changed in place: all are looked at in this time, some a round.
@@ -165,7 +167,7 @@ class Timetable:
         self._begin(track.name, entry, now)
 
     def _drop(self, track: Track) -> None:
-        track.gone = True
+        track.leave()
         del self._tracks[track.name]
 
     # -- since when they are active --------------------------------------------------------------
@@ -174,7 +176,7 @@ class Timetable:
         """Learn since when new entries are active; what was missed since then is looked at."""
         self._new = [track for track in self._new if not track.gone]
         while self._new and not self._outage.is_left_alone:
-            some = self._new[:CHUNK]
+            some = self._new[:ASKED]
             if self._ask(some):
                 del self._new[: len(some)]
         if not self._outage.is_left_alone:
@@ -195,18 +197,18 @@ class Timetable:
             self._to_tell = [*self._tracks.values(), *self._to_tell]
         turn = self._to_tell[len(self._to_tell) - some :]
         followed = [t for t in turn if t.fingerprint and not (t.is_new or t.gone)]
-        pairs = [(track.name, track.fingerprint) for track in followed]
         try:
-            for start in range(0, max(1, len(pairs)), CHUNK):
+            for start in range(0, max(1, len(followed)), CHUNK):
+                pairs = _pairs(followed[start : start + CHUNK])
                 with self._outage.watch(is_ledger_error):
-                    self._ledger.mark_seen(self._settings.namespace, pairs[start : start + CHUNK])
+                    self._ledger.mark_seen(self._settings.namespace, pairs)
         except LedgerError:
             return
         del self._to_tell[len(self._to_tell) - some :]
         self._told_at = elapsed - period * max(0.0, owed - some) / max(1, number)
 
     def _ask(self, tracks: list[Track]) -> bool:
-        pairs = [(track.name, track.fingerprint) for track in tracks]
+        pairs = _pairs(tracks)
         try:
             with self._outage.watch(is_ledger_error):
                 seen = self._ledger.last_seen(self._settings.namespace, pairs)
@@ -279,6 +281,10 @@ class Timetable:
                 track.put_back(now)
             self._agenda.disorder()
         self._latest = now
+
+
+def _pairs(tracks: list[Track]) -> list[tuple[str, str]]:
+    return [(track.name, track.fingerprint) for track in tracks]
 
 
 def _shows(track: Track, entry: Any) -> bool:

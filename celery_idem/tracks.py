@@ -45,6 +45,25 @@ class LeftOut(NamedTuple):
     why: str
 
 
+class State(NamedTuple):
+    """What is told of few entries; of all others it is the same object, and takes no memory.
+
+    Attributes:
+        gone: see `Track.gone`.
+        failures: how often its schedule has raised something, one time after the other.
+        is_paused: somebody has paused it.
+        halted_at: where it stood when this beat stood still, until the ledger has been asked.
+    """
+
+    gone: bool = False
+    failures: int = 0
+    is_paused: bool = False
+    halted_at: datetime | None = None
+
+
+_USUAL = State()
+
+
 class Track:
     """One entry as this beat follows it.
 
@@ -53,7 +72,6 @@ class Track:
         cursor: slots up to here were handed out.
         wake: when to look again; None: never.
         is_new: the ledger has not yet told since when the entry is active.
-        gone: the schedule does not have it any more, or has it with other slots.
         fingerprint: of its schedule; empty for an entry that cannot be used.
         began: what was missed before is the policy's: where this beat began, or went on after it
             had stood still.
@@ -62,18 +80,15 @@ class Track:
     # There may be many of them: what is the same for most stands in the rulebook.
     __slots__ = (
         "_book",
-        "_failures",
-        "_halted_at",
-        "_is_paused",
         "_own",
         "_rules",
         "_schedule",
         "_since",
+        "_state",
         "began",
         "cursor",
         "entry",
         "fingerprint",
-        "gone",
         "is_new",
         "name",
         "wake",
@@ -89,15 +104,25 @@ class Track:
         self.cursor = now
         self.wake: datetime | None = now
         self.is_new = False
-        self.gone = False
         self.fingerprint = ""
         self._book = book
-        self._failures = 0
-        self._is_paused = False
+        self._state = _USUAL
         #: Slots up to here are none of the entry's: it was new then, or paused.
         self._since = EPOCH
         self.began = now
-        self._halted_at: datetime | None = None
+
+    @property
+    def gone(self) -> bool:
+        """The schedule does not have it any more, or has it with other slots."""
+        return self._state.gone
+
+    def leave(self) -> None:
+        """It is `gone`."""
+        self._note(gone=True)
+
+    def _note(self, **changes: Any) -> None:
+        state = self._state._replace(**changes)
+        self._state = _USUAL if state == _USUAL else state
 
     def __lt__(self, other: Track) -> bool:
         """True for one that is to be looked at before `other`; both are to be, some time."""
@@ -160,31 +185,34 @@ class Track:
         self.is_new = False
         self._since = max(since, self._since)
         start = max(self._since, now - self._rules.window)
-        if self._halted_at is None:
+        halted_at = self._state.halted_at
+        if halted_at is None:
             self.cursor = min(self.cursor, start)
         else:
-            self.cursor, self._halted_at = max(self._halted_at, start), None
+            self.cursor = max(halted_at, start)
+            self._note(halted_at=None)
         self.wake = now
 
     def halted(self, now: datetime) -> None:
         """This beat stood still until now: somebody else may know what has become of the entry."""
         if self._ready and not self.is_new:
             self.is_new = True
-            self._halted_at, self.began = self.cursor, now
+            self.began = now
+            self._note(halted_at=self.cursor)
             self.wake = now
 
     def heed(self, pause: Pause, now: datetime) -> bool:
         """True while the entry is paused. Once it was resumed, it counts as new since then."""
         if pause.resumed_at is None:
-            self._is_paused = True
+            self._note(is_paused=True)
             self.cursor = max(self.cursor, now)
             self.wake = now + PAUSED
             return True
         self._since = max(self._since, pause.resumed_at)
-        if self._is_paused:
+        if self._state.is_paused:
             # What was due between the resume and this moment is not lost.
             self.cursor = self._since
-        self._is_paused = False
+            self._note(is_paused=False)
         self.cursor = max(self.cursor, self._since)
         return False
 
@@ -210,7 +238,8 @@ class Track:
             self.prepare()
             return []
         slots = self._agree(now, ledger) if self._rules.custom else self._pass(now)
-        self._failures = 0
+        if self._state.failures:
+            self._note(failures=0)
         return slots
 
     def wait(self, now: datetime) -> None:
@@ -230,8 +259,9 @@ class Track:
 
     def fails(self, now: datetime) -> None:
         """The schedule has raised something: look again, later after each time."""
-        self.wake = now + min(LONGEST_PATIENCE, PATIENCE * 2 ** min(self._failures, 10))
-        self._failures += 1
+        failures = self._state.failures
+        self.wake = now + min(LONGEST_PATIENCE, PATIENCE * 2 ** min(failures, 10))
+        self._note(failures=failures + 1)
 
     def _pass(self, now: datetime) -> list[datetime]:
         # What was missed waits for the ledger, which knows whether the entry is the same still.
