@@ -61,15 +61,17 @@ class Agenda:
     def _order(self) -> None:
         if len(self._heap) > 1.25 * len(self._tracks) + 1000:
             self._is_ordered = False  # Most of it is gone.
-        if not self._is_ordered:
-            self._heap = [track for track in self._tracks.values() if track.wake is not None]
-        elif len(self._coming) > len(self._heap) / 8:
-            self._heap.extend(self._coming)
-        else:
-            for track in self._coming:
-                heapq.heappush(self._heap, track)
-            self._coming.clear()
+        if self._is_ordered and not self._coming:
             return
-        self._coming = set()
+        coming = [track for track in self._coming if track.wake is not None]
+        self._coming.clear()
+        if self._is_ordered and len(coming) <= len(self._heap) / 8:
+            for track in coming:
+                heapq.heappush(self._heap, track)
+            return
+        if self._is_ordered:
+            self._heap.extend(coming)
+        else:
+            self._heap = [track for track in self._tracks.values() if track.wake is not None]
         self._is_ordered = True
         heapq.heapify(self._heap)
