@@ -125,12 +125,15 @@ class Track:
         self._state = _USUAL if state == _USUAL else state
 
     def __lt__(self, other: Track) -> bool:
-        """True for one that is to be looked at before `other`; both are to be, some time."""
+        """True for one that is to be looked at before `other`; both are to be, some time.
+
+        Of one moment, none is before another: beats that have them in different orders record
+        different slots, and share the work.
+        """
         mine, other_s = self.wake, other.wake
         assert mine is not None
         assert other_s is not None
-        # By name at one moment: beats that follow the same entries emit them in the same order.
-        return mine < other_s or (mine == other_s and self.name < other.name)
+        return mine < other_s
 
     def is_awake(self, now: datetime) -> bool:
         """True if it is to be looked at."""
