@@ -24,7 +24,7 @@ AT_ONCE = 20
 #: A beat may have followed its entries for so much longer than it has said.
 UNSAID = timedelta(seconds=1.5 * REFRESH)
 #: Slots of this time that are asked for, at most.
-MOST = 100
+MOST = 300
 
 
 class Decisions:

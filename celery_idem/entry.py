@@ -55,6 +55,20 @@ _KNOWN = ("task", "schedule", "args", "kwargs", "options", "relative", *OPTIONS)
 _TAKEN = frozenset(signature(ScheduleEntry).parameters)
 
 
+class _Empty:
+    """A dict for each entry that has none, from the moment on at which somebody asks for it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, entry: Any, owner: type | None = None) -> Any:
+        if entry is None:
+            return self
+        made: dict[str, Any] = {}
+        setattr(entry, self._name, made)
+        return made
+
+
 class Entry(ScheduleEntry):
     """An entry of the schedule.
 
@@ -79,6 +93,7 @@ class Entry(ScheduleEntry):
     overlap: Any = None
     jitter: Any = None
     pause_on_failure: Any = None
+    kwargs: Any = _Empty()
 
     def __init__(
         self,
@@ -98,6 +113,8 @@ class Entry(ScheduleEntry):
         self._set(
             Options(catchup, catchup_window, start_deadline, overlap, jitter, pause_on_failure)
         )
+        if not self.kwargs:
+            del self.kwargs  # See `_set`.
         options = dict(self.options or {})
         check_names(f"entry {name!r}", options, OPTIONS)
         if not options.keys().isdisjoint(OPTIONS):
@@ -139,7 +156,7 @@ def own_options(entry: Any) -> Options:
     if isinstance(entry, Entry):
         own = _of_ours(entry)
     else:
-        own = tuple(getattr(entry, name, None) for name in OPTIONS)
+        own = tuple([getattr(entry, name, None) for name in OPTIONS])
     return _NONE if own == _NONE else Options(*own)
 
 
@@ -150,11 +167,12 @@ def checked(owner: str, own: Options, settings: Settings) -> Checked:
         ImproperlyConfigured: a value is not possible, or not with another one; it names `owner`
             and option.
     """
+    # Of a list: a tuple that is made of a generator is cut to its size, and Python keeps those.
     found = Checked(
-        *(
+        *[
             option(owner, name, value, getattr(settings, name))
-            for name, value in own._asdict().items()
-        )
+            for name, value in zip(OPTIONS, own, strict=True)
+        ]
     )
     if found.start_deadline is not None and found.jitter >= found.start_deadline:
         raise ImproperlyConfigured(

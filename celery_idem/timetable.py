@@ -7,15 +7,14 @@ Must not know how a slot is emitted.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from itertools import count
 from math import ceil
 from typing import Any
 
 from celery_idem import signals
+from celery_idem.agenda import Agenda
 from celery_idem.clock import Clock
 from celery_idem.config import Settings
 from celery_idem.decisions import Decisions
@@ -23,11 +22,14 @@ from celery_idem.errors import LedgerError
 from celery_idem.ledger import REFRESH, Ledger
 from celery_idem.outage import Outage, is_ledger_error
 from celery_idem.pauses import Pauses
-from celery_idem.tracks import YOUNG, Track
+from celery_idem.rulebook import YOUNG, Rulebook
+from celery_idem.tracks import Track
 from celery_idem.watched import Watched
 
-#: Entries that are asked about in one call of the ledger.
+#: Entries that are reported, or looked at, at once.
 CHUNK = 500
+#: Entries that are asked about in one call of the ledger: Python keeps the memory of its answers.
+ASKED = 200
 #: Seconds after which it is seen that the schedule has another entry, at the latest.
 ROUND = 1.0
 #: The same for an entry that was changed in place: all are looked at in this time, some a round.
@@ -56,15 +58,14 @@ class Timetable:
         self._ledger = ledger
         self._outage = outage
         self._clock = clock
+        self._book = Rulebook(settings, clock)
         self._postponed = postponed
         self._pauses = Pauses(settings, ledger, outage, clock)
         self._decisions = Decisions(settings, ledger, outage)
         self._looked_at = clock.elapsed()
         self._tracks: dict[str, Track] = {}
         self._new: list[Track] = []
-        #: Moment, a number that makes each item comparable, and the track to be looked at.
-        self._heap: list[tuple[datetime, int, Track]] = []
-        self._numbers = count()
+        self._agenda = Agenda(self._tracks)
         self._look_at = float("-inf")
         #: The schedule whose changes are known, and those of it to be looked at in this turn.
         self._watched: Watched | None = None
@@ -81,7 +82,7 @@ class Timetable:
     @property
     def next_moment(self) -> datetime | None:
         """When to call `due` again; None: as far as is known, never."""
-        return self._heap[0][0] if self._heap else None
+        return self._agenda.next_moment
 
     # -- which entries there are -----------------------------------------------------------------
 
@@ -101,8 +102,6 @@ class Timetable:
             self._look_over(schedule, rounds, now)
         else:
             self._follow_all(schedule, now)
-        if len(self._heap) > 1.25 * len(self._tracks) + 1000:
-            self._tidy_up()
 
     def _follow_all(self, schedule: Mapping[str, Any], now: datetime) -> None:
         self._watched = schedule if isinstance(schedule, Watched) else None
@@ -134,7 +133,8 @@ class Timetable:
         """The clock is wrong, and all that was begun by it: begin anew, as at a start."""
         for track in list(self._tracks.values()):
             self._drop(track)
-        self._new, self._heap, self._watched = [], [], None
+        self._agenda.disorder()
+        self._new, self._watched = [], None
         self._look_at = float("-inf")
 
     def _notice_halt(self) -> None:
@@ -144,23 +144,20 @@ class Timetable:
             self._new = list(self._tracks.values())
             for track in self._new:
                 track.halted(self._clock.now())
-                self._push(track)
+            self._agenda.disorder()
             self._new = [track for track in self._new if track.is_new]
         self._looked_at = now
 
     def _begin(self, name: str, entry: Any, now: datetime) -> None:
-        track = Track(name, entry, self._settings, self._clock, now)
+        track = Track(name, entry, self._book, now)
         self._tracks[name] = track
         try:
             track.prepare()
         except Exception as exc:
             self._failed(track, exc)
-        self._take(track)
-
-    def _take(self, track: Track) -> None:
         if track.is_new:
             self._new.append(track)
-        self._push(track)
+        self._agenda.put(track)
 
     def _changed(self, track: Track, entry: Any, now: datetime) -> None:
         with suppress(Exception):  # What is wrong with it is told when it begins.
@@ -170,17 +167,8 @@ class Timetable:
         self._begin(track.name, entry, now)
 
     def _drop(self, track: Track) -> None:
-        track.gone = True
+        track.leave()
         del self._tracks[track.name]
-
-    def _push(self, track: Track) -> None:
-        if track.wake is not None:
-            heapq.heappush(self._heap, (track.wake, next(self._numbers), track))
-
-    def _tidy_up(self) -> None:
-        self._heap = []
-        for track in self._tracks.values():
-            self._push(track)
 
     # -- since when they are active --------------------------------------------------------------
 
@@ -188,7 +176,7 @@ class Timetable:
         """Learn since when new entries are active; what was missed since then is looked at."""
         self._new = [track for track in self._new if not track.gone]
         while self._new and not self._outage.is_left_alone:
-            some = self._new[:CHUNK]
+            some = self._new[:ASKED]
             if self._ask(some):
                 del self._new[: len(some)]
         if not self._outage.is_left_alone:
@@ -209,18 +197,18 @@ class Timetable:
             self._to_tell = [*self._tracks.values(), *self._to_tell]
         turn = self._to_tell[len(self._to_tell) - some :]
         followed = [t for t in turn if t.fingerprint and not (t.is_new or t.gone)]
-        pairs = [(track.name, track.fingerprint) for track in followed]
         try:
-            for start in range(0, max(1, len(pairs)), CHUNK):
+            for start in range(0, max(1, len(followed)), CHUNK):
+                pairs = _pairs(followed[start : start + CHUNK])
                 with self._outage.watch(is_ledger_error):
-                    self._ledger.mark_seen(self._settings.namespace, pairs[start : start + CHUNK])
+                    self._ledger.mark_seen(self._settings.namespace, pairs)
         except LedgerError:
             return
         del self._to_tell[len(self._to_tell) - some :]
         self._told_at = elapsed - period * max(0.0, owed - some) / max(1, number)
 
     def _ask(self, tracks: list[Track]) -> bool:
-        pairs = [(track.name, track.fingerprint) for track in tracks]
+        pairs = _pairs(tracks)
         try:
             with self._outage.watch(is_ledger_error):
                 seen = self._ledger.last_seen(self._settings.namespace, pairs)
@@ -228,6 +216,7 @@ class Timetable:
         except LedgerError:
             return False
         now = self._clock.now()
+        self._agenda.disorder(*tracks)
         same: dict[datetime, datetime] = {}
         for track in tracks:
             if track.is_new:
@@ -236,7 +225,6 @@ class Timetable:
                 moment = since.get(pair, now)
                 track.activate(same.setdefault(moment, moment), now)
                 self._decisions.consider(track, seen.get(pair), now)
-                self._push(track)
         return True
 
     def write_down(self) -> None:
@@ -251,16 +239,12 @@ class Timetable:
         """The slots that are due at `now`; entry by entry, the longest due first."""
         self._mind_the_clock(now)
         self._pauses.look()
-        while self._heap and self._heap[0][0] <= now:
-            track = heapq.heappop(self._heap)[2]
-            # A track may be in the heap more than once, under earlier moments.
-            if track.gone or track.wake is None or track.wake > now:
-                continue
+        while (track := self._agenda.take(now)) is not None:
             self._follow_one(track.name, schedule.get(track.name), now)
             if track.gone:
                 continue
             slots = self._advance(track, now)
-            self._push(track)
+            self._agenda.put(track)
             if slots:
                 yield track, slots
 
@@ -295,8 +279,12 @@ class Timetable:
         if now < self._latest - STEP:
             for track in self._tracks.values():
                 track.put_back(now)
-            self._tidy_up()
+            self._agenda.disorder()
         self._latest = now
+
+
+def _pairs(tracks: list[Track]) -> list[tuple[str, str]]:
+    return [(track.name, track.fingerprint) for track in tracks]
 
 
 def _shows(track: Track, entry: Any) -> bool:

@@ -14,26 +14,14 @@ from itertools import islice
 from operator import is_
 from typing import Any, NamedTuple
 
-from celery_idem.clock import UTC, Clock
-from celery_idem.config import Settings
-from celery_idem.due import check_task
-from celery_idem.entry import checked, duration, in_time, own_options
-from celery_idem.errors import ImproperlyConfigured
-from celery_idem.keys import EPOCH, RunKey, iso
+from celery_idem.clock import UTC
+from celery_idem.entry import Options, own_options
+from celery_idem.keys import EPOCH, iso
 from celery_idem.ledger import Ledger, Pause
 from celery_idem.policy import CatchUp
-from celery_idem.slots import (
-    agreed_by_ledger,
-    check,
-    fingerprint,
-    latest_slot,
-    next_slot,
-    slots_between,
-)
+from celery_idem.rulebook import YOUNG, Rulebook, Rules
+from celery_idem.slots import fingerprint, latest_slot, slots_between
 
-#: Slots younger than this are simply due, whatever beats and clocks are late by; older ones were
-#: missed, and are for the catch-up policy.
-YOUNG = timedelta(seconds=60)
 #: Slots of one entry that are handed out at once; the other entries have their turn in between.
 PORTION = 1000
 #: How soon a custom schedule is asked again, and an entry that failed is tried again; after each
@@ -57,6 +45,25 @@ class LeftOut(NamedTuple):
     why: str
 
 
+class State(NamedTuple):
+    """What is told of few entries; of all others it is the same object, and takes no memory.
+
+    Attributes:
+        gone: see `Track.gone`.
+        failures: how often its schedule has raised something, one time after the other.
+        is_paused: somebody has paused it.
+        halted_at: where it stood when this beat stood still, until the ledger has been asked.
+    """
+
+    gone: bool = False
+    failures: int = 0
+    is_paused: bool = False
+    halted_at: datetime | None = None
+
+
+_USUAL = State()
+
+
 class Track:
     """One entry as this beat follows it.
 
@@ -65,54 +72,72 @@ class Track:
         cursor: slots up to here were handed out.
         wake: when to look again; None: never.
         is_new: the ledger has not yet told since when the entry is active.
-        gone: the schedule does not have it any more, or has it with other slots.
+        fingerprint: of its schedule; empty for an entry that cannot be used.
+        began: what was missed before is the policy's: where this beat began, or went on after it
+            had stood still.
     """
 
-    # There may be many of them.
+    # There may be many of them: what is the same for most stands in the rulebook.
     __slots__ = (
-        "_catchup",
-        "_clock",
-        "_custom",
-        "_failures",
-        "_halted_at",
-        "_in_time",
-        "_is_paused",
+        "_book",
         "_own",
-        "_ready",
+        "_rules",
         "_schedule",
-        "_settings",
         "_since",
-        "_window",
+        "_state",
         "began",
         "cursor",
         "entry",
         "fingerprint",
-        "gone",
         "is_new",
         "name",
         "wake",
     )
 
-    def __init__(
-        self, name: str, entry: Any, settings: Settings, clock: Clock, now: datetime
-    ) -> None:
+    _own: Options
+    _rules: Rules
+    _schedule: Any
+
+    def __init__(self, name: str, entry: Any, book: Rulebook, now: datetime) -> None:
         self.name = name
         self.entry = entry
         self.cursor = now
         self.wake: datetime | None = now
         self.is_new = False
-        self.gone = False
         self.fingerprint = ""
-        self._settings = settings
-        self._clock = clock
-        self._failures = 0
-        self._ready = False
-        self._is_paused = False
+        self._book = book
+        self._state = _USUAL
         #: Slots up to here are none of the entry's: it was new then, or paused.
         self._since = EPOCH
-        #: What was missed before is the policy's: where this beat began, or went on after a halt.
         self.began = now
-        self._halted_at: datetime | None = None
+
+    @property
+    def gone(self) -> bool:
+        """The schedule does not have it any more, or has it with other slots."""
+        return self._state.gone
+
+    def leave(self) -> None:
+        """It is `gone`."""
+        self._note(gone=True)
+
+    def _note(self, **changes: Any) -> None:
+        state = self._state._replace(**changes)
+        self._state = _USUAL if state == _USUAL else state
+
+    def __lt__(self, other: Track) -> bool:
+        """True for one that is to be looked at before `other`; both are to be, some time.
+
+        Of one moment, none is before another: beats that have them in different orders record
+        different slots, and share the work.
+        """
+        mine, other_s = self.wake, other.wake
+        assert mine is not None
+        assert other_s is not None
+        return mine < other_s
+
+    def is_awake(self, now: datetime) -> bool:
+        """True if it is to be looked at."""
+        return self.wake is not None and self.wake <= now
 
     def prepare(self) -> None:
         """Find out what the entry is; until that succeeds it has no slots.
@@ -121,30 +146,24 @@ class Track:
             IdemError: the entry, or its schedule, cannot be used.
             Exception: whatever a schedule of somebody else's raises.
         """
-        entry = self.entry
-        self._schedule = entry.schedule
-        self._own = own_options(entry)
-        RunKey.for_slot(self._settings.namespace, self.name, EPOCH)
-        if entry.name != self.name:
-            raise ImproperlyConfigured(
-                f"name of entry {self.name!r}", entry.name, "it must be its key in the schedule"
-            )
-        check_task(self.name, entry)
-        owner = f"entry {self.name!r}"
-        options = checked(owner, self._own, self._settings)
-        self._catchup = options.catchup
-        self._window = max(duration(options.catchup_window), YOUNG)
-        self._in_time = in_time(entry, options.start_deadline)
-        check(self._schedule)
-        self._custom = agreed_by_ledger(self._schedule)
-        self.fingerprint = fingerprint(self._schedule)
-        self.wake = self.cursor if self._custom else next_slot(self._schedule, self.cursor)
-        self._ready = self.is_new = True
+        self._schedule = self.entry.schedule
+        self._own = own_options(self.entry)
+        self._rules, print_ = self._book.read(self.name, self.entry, self._own)
+        if self._rules.custom:
+            self.wake = self.cursor
+        else:
+            self.wake = self._book.next_slot(self._schedule, print_, self.cursor)
+        self.fingerprint = print_
+        self.is_new = True
+
+    @property
+    def _ready(self) -> bool:
+        return self.fingerprint != ""
 
     @property
     def asks_ledger(self) -> bool:
         """True if `advance` needs the ledger."""
-        return self._ready and self._custom
+        return self._ready and self._rules.custom
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -168,32 +187,35 @@ class Track:
         """The entry is active since then: what was missed from there on is a candidate."""
         self.is_new = False
         self._since = max(since, self._since)
-        start = max(self._since, now - self._window)
-        if self._halted_at is None:
+        start = max(self._since, now - self._rules.window)
+        halted_at = self._state.halted_at
+        if halted_at is None:
             self.cursor = min(self.cursor, start)
         else:
-            self.cursor, self._halted_at = max(self._halted_at, start), None
+            self.cursor = max(halted_at, start)
+            self._note(halted_at=None)
         self.wake = now
 
     def halted(self, now: datetime) -> None:
         """This beat stood still until now: somebody else may know what has become of the entry."""
         if self._ready and not self.is_new:
             self.is_new = True
-            self._halted_at, self.began = self.cursor, now
+            self.began = now
+            self._note(halted_at=self.cursor)
             self.wake = now
 
     def heed(self, pause: Pause, now: datetime) -> bool:
         """True while the entry is paused. Once it was resumed, it counts as new since then."""
         if pause.resumed_at is None:
-            self._is_paused = True
+            self._note(is_paused=True)
             self.cursor = max(self.cursor, now)
             self.wake = now + PAUSED
             return True
         self._since = max(self._since, pause.resumed_at)
-        if self._is_paused:
+        if self._state.is_paused:
             # What was due between the resume and this moment is not lost.
             self.cursor = self._since
-        self._is_paused = False
+            self._note(is_paused=False)
         self.cursor = max(self.cursor, self._since)
         return False
 
@@ -218,8 +240,9 @@ class Track:
         if not self._ready:
             self.prepare()
             return []
-        slots = self._agree(now, ledger) if self._custom else self._pass(now)
-        self._failures = 0
+        slots = self._agree(now, ledger) if self._rules.custom else self._pass(now)
+        if self._state.failures:
+            self._note(failures=0)
         return slots
 
     def wait(self, now: datetime) -> None:
@@ -232,22 +255,26 @@ class Track:
 
     def slot_before(self, now: datetime) -> datetime | None:
         """The slot before the one that is due at `now`; None if none is due, or not known here."""
-        if not self._ready or self._custom:
+        if not self._ready or self._rules.custom:
             return None
         due = latest_slot(self._schedule, self.cursor, now)
         return None if due is None else latest_slot(self._schedule, _BEGINNING, due - _NEXT)
 
     def fails(self, now: datetime) -> None:
         """The schedule has raised something: look again, later after each time."""
-        self.wake = now + min(LONGEST_PATIENCE, PATIENCE * 2 ** min(self._failures, 10))
-        self._failures += 1
+        failures = self._state.failures
+        self.wake = now + min(LONGEST_PATIENCE, PATIENCE * 2 ** min(failures, 10))
+        self._note(failures=failures + 1)
 
     def _pass(self, now: datetime) -> list[datetime]:
         # What was missed waits for the ledger, which knows whether the entry is the same still.
-        reach = YOUNG if self.is_new else self._window
+        reach = YOUNG if self.is_new else self._rules.window
         slots = list(islice(self._candidates(max(self.cursor, now - reach), now), PORTION))
         if len(slots) < PORTION:
-            self.cursor, self.wake = now, next_slot(self._schedule, now)
+            self.cursor, self.wake = (
+                now,
+                self._book.next_slot(self._schedule, self.fingerprint, now),
+            )
         else:
             self.cursor, self.wake = slots[-1], now + _NEXT
         return slots
@@ -259,10 +286,10 @@ class Track:
         yield from slots_between(self._schedule, young, now)
 
     def _missed(self, start: datetime, end: datetime, now: datetime) -> Iterator[datetime]:
-        if self._catchup is CatchUp.ALL:
+        if self._rules.catchup is CatchUp.ALL:
             # Not those that would only be recorded as skipped: there may be millions.
-            yield from slots_between(self._schedule, max(start, now - self._in_time), end)
-        elif self._catchup is CatchUp.LATEST:
+            yield from slots_between(self._schedule, max(start, now - self._rules.in_time), end)
+        elif self._rules.catchup is CatchUp.LATEST:
             latest = latest_slot(self._schedule, start, now)
             # A younger one is due anyway.
             if latest is not None and latest <= end:
@@ -270,17 +297,17 @@ class Track:
 
     def left_out(self, seen: datetime, now: datetime) -> LeftOut | None:
         """Which slots the policy has left out of those that nobody emitted since `seen`."""
-        if self._custom:
+        if self._rules.custom:
             return None
         start, end = max(seen, self._since), min(self.began, now - YOUNG)
         if self._since > seen:
             # Whatever the policy is.
             start, end, why = seen, self._since, "it counts as new since then"
-        elif self._catchup is CatchUp.ALL:
-            end = min(end, now - min(self._window, self._in_time))
+        elif self._rules.catchup is CatchUp.ALL:
+            end = min(end, now - min(self._rules.window, self._rules.in_time))
             why = "catchup is 'all', and they are older than its window or than their deadline"
-        elif self._catchup is CatchUp.LATEST:
-            latest = latest_slot(self._schedule, max(start, now - self._window), now)
+        elif self._rules.catchup is CatchUp.LATEST:
+            latest = latest_slot(self._schedule, max(start, now - self._rules.window), now)
             end = min(end, latest - _NEXT) if latest else end
             which = f"the latest one is {iso(latest)}" if latest else "none is within its window"
             why = f"catchup is 'latest', and {which}"
@@ -302,14 +329,14 @@ class Track:
         if self.is_new:
             self.wait(now)
             return []
-        names = (self._settings.namespace, self.name, self.fingerprint)
+        names = (self._book.settings.namespace, self.name, self.fingerprint)
         agreed = ledger.agreed_slot(*names)
         schedule = self._schedule
         last = max(agreed or EPOCH, self._since).astimezone(schedule.tz)
         due, seconds = schedule.is_due(schedule.maybe_make_aware(last))
         if due:
             # Not `now`, which was a moment before: the next slot would come that much too early.
-            agreed = ledger.agree(*names, agreed, self._clock.now())
+            agreed = ledger.agree(*names, agreed, self._book.clock.now())
         self.wake = now + _pause(seconds)
         if agreed is None or agreed <= self.cursor or self._is_dropped(agreed, now):
             return []
@@ -317,7 +344,7 @@ class Track:
         return [agreed]
 
     def _is_dropped(self, slot: datetime, now: datetime) -> bool:
-        return self._catchup is CatchUp.NONE and slot <= now - YOUNG
+        return self._rules.catchup is CatchUp.NONE and slot <= now - YOUNG
 
 
 def _pause(seconds: object) -> timedelta:

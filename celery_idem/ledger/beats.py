@@ -65,8 +65,8 @@ class BeatVerbs(ABC):
         It is since the pair was first seen, by the database's clock. A pair that was given up for
         another fingerprint of its entry counts as new: active since now, and without an agreed
         slot. That another one was followed in its place is noticed if it went on for longer than
-        ``LAPSE + 1.5 * REFRESH`` seconds (90), and never if for less than
-        ``LAPSE - 1.5 * REFRESH`` (30); two that are followed side by side stay as they are.
+        ``LAPSE + 1.5 * REFRESH`` seconds (270), and never if for less than
+        ``LAPSE - 1.5 * REFRESH`` (90); two that are followed side by side stay as they are.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Table, bindparam, func, null, select, update
+from sqlalchemy import Table, bindparam, exists, func, null, select, update
 
 from celery_idem.ledger.database import Answer, Database
 from celery_idem.ledger.dialects import among, db_now
@@ -27,6 +27,10 @@ from celery_idem.ledger.statements import after
 _PAIR = (entries.c.entry, entries.c.fingerprint)
 
 _OF_ENTRY = entries.alias("of_entry")
+#: Of the others there is nothing to tell, and they are nearly all.
+_OTHER_SEEN_LATER = exists().where(
+    _OF_ENTRY.c.entry == entries.c.entry, _OF_ENTRY.c.last_seen_at > entries.c.last_seen_at
+)
 
 
 class Statements:
@@ -44,7 +48,7 @@ class Statements:
             .where(_OF_ENTRY.c.entry == entries.c.entry)
             .scalar_subquery()
             .label("latest"),
-        ).where(these)
+        ).where(these, _OTHER_SEEN_LATER)
         self.seen_last = select(*_PAIR, entries.c.last_seen_at).where(these)
         self.active = select(*_PAIR, entries.c.active_since).where(these)
 

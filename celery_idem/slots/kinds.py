@@ -66,9 +66,18 @@ def kind_of(candidate: object) -> Kind:
         )
     cls = type(candidate)
     kind = _known.get(cls) or _known.setdefault(cls, _kind_of_class(cls))
-    if kind != "custom" and not candidate.__dict__.keys().isdisjoint(_DECIDING):
-        return "custom"
-    return kind
+    return "custom" if kind != "custom" and _decides_itself(candidate) else kind
+
+
+def _decides_itself(candidate: BaseSchedule) -> bool:
+    """True if this very object has something of `_DECIDING`, which its class has not."""
+    cls = type(candidate)
+    for name in _DECIDING:
+        # Not by the object's `__dict__`: to ask for it costs memory until the object goes.
+        found = getattr(candidate, name, None)
+        if getattr(found, "__func__", found) is not getattr(cls, name, None):
+            return True
+    return False
 
 
 def zone_of(candidate: BaseSchedule) -> tzinfo:

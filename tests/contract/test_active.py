@@ -16,6 +16,8 @@ from tests.contract.stores import FIRST, NAMESPACE, Store
 from tests.contract.together import in_processes, in_threads
 
 OLD, NEW = ("daily", "f1"), ("daily", "f2")
+#: Seconds after which a schedule that nobody follows was given up, if another one is followed.
+LONG = 2 * LAPSE
 
 
 def begin(store: Store, pair: tuple[str, str]) -> datetime:
@@ -33,35 +35,35 @@ def follow(store: Store, seconds: float, *pairs: tuple[str, str]) -> None:
 
 def test_a_schedule_changed_and_changed_back_counts_as_new(store: Store) -> None:
     first = begin(store, OLD)
-    follow(store, 60, OLD)
+    follow(store, REFRESH, OLD)
     begin(store, NEW)
-    follow(store, 120, NEW)
+    follow(store, LONG, NEW)
     before = store.ledger.now()
     back = begin(store, OLD)
     assert back >= before > first
-    follow(store, 60, OLD)
+    follow(store, REFRESH, OLD)
     assert begin(store, OLD) == back
 
 
 def test_the_same_after_a_deploy_in_which_both_were_followed(store: Store) -> None:
     begin(store, OLD)
     begin(store, NEW)
-    follow(store, 120, OLD, NEW)
-    follow(store, 120, NEW)
+    follow(store, LONG, OLD, NEW)
+    follow(store, LONG, NEW)
     before = store.ledger.now()
     assert begin(store, OLD) >= before
     # And in the deploy of the way back the other one is not touched.
-    follow(store, 120, OLD, NEW)
+    follow(store, LONG, OLD, NEW)
     assert begin(store, NEW) < before
 
 
 def test_schedules_that_are_followed_side_by_side_stay_active(store: Store) -> None:
     """Beats of either version come and go in a deploy that takes its time."""
     since = {OLD: begin(store, OLD)}
-    follow(store, 120, OLD)
+    follow(store, LONG, OLD)
     since[NEW] = begin(store, NEW)
     for _ in range(5):
-        follow(store, 40, OLD, NEW)
+        follow(store, 2 * REFRESH, OLD, NEW)
         for pair in (OLD, NEW):
             assert begin(store, pair) == since[pair]
     for _ in range(5):
@@ -91,7 +93,7 @@ def test_reports_make_no_schedule_new(store: Store) -> None:
     """A beat that was cut off, or stood still, goes on with what it follows."""
     first = begin(store, OLD)
     begin(store, NEW)
-    follow(store, 120, NEW)
+    follow(store, LONG, NEW)
     store.ledger.mark_seen(NAMESPACE, [OLD])
     assert begin(store, OLD) == first
 
@@ -102,7 +104,7 @@ def test_reports_about_what_is_not_known_change_nothing(store: Store) -> None:
     before = store.ledger.now()
     assert begin(store, OLD) >= before
     store.ledger.mark_seen("another", [NEW])
-    follow(store, 120, NEW)
+    follow(store, LONG, NEW)
     assert begin(store, OLD) >= before
 
 
@@ -118,7 +120,7 @@ def test_a_custom_schedule_that_counts_as_new_has_no_agreed_slot(store: Store) -
     begin(store, OLD)
     store.ledger.agree(NAMESPACE, *OLD, None, FIRST)
     begin(store, NEW)
-    follow(store, 120, NEW)
+    follow(store, LONG, NEW)
     begin(store, OLD)
     assert store.ledger.agreed_slot(NAMESPACE, *OLD) is None
     slot = FIRST + timedelta(days=2)
@@ -142,7 +144,7 @@ def test_many_schedules_changed_back_at_once(store: Store) -> None:
 def given_up(store: Store) -> None:
     begin(store, OLD)
     begin(store, NEW)
-    follow(store, 120, NEW)
+    follow(store, LONG, NEW)
 
 
 def test_beats_that_change_back_together_agree(store: Store) -> None:
@@ -210,7 +212,7 @@ def test_a_beat_that_was_overtaken_makes_no_schedule_new_once_more(database: Sto
 def test_a_report_that_comes_between_keeps_a_schedule(database: Store) -> None:
     first = begin(database, OLD)
     begin(database, NEW)
-    follow(database, 120, NEW)
+    follow(database, LONG, NEW)
     with closing(Interrupted(database.url)) as ledger:
         ledger.between = lambda: database.ledger.mark_seen(NAMESPACE, [OLD])
         assert ledger.activate(NAMESPACE, [OLD]) == {OLD: first}

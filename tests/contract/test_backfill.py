@@ -146,6 +146,7 @@ def test_backfills_and_a_beat_at_one_time_emit_each_slot_once(database: Store) -
     for track in going._timetable._tracks.values():
         track._since = start - timedelta(microseconds=1)
         track.activate(track._since, going.clock.now())
+    going._timetable._agenda.disorder()
     errors: list[BaseException] = []
     done: list[Backfill] = []
 

@@ -111,7 +111,8 @@ def test_entries_come_and_go_at_run_time(clock: SettableClock) -> None:
     going.update_from_dict({"third": {"task": "note", "schedule": 10}})
     going.merge_inplace({"third": {"task": "note", "schedule": 5}})
     run_for(going, 10)
-    found = slots(messages(app))
+    # Of one moment, in any order.
+    found = sorted(slots(messages(app)), key=lambda of: (of[1], of[0]))
     assert [entry for entry, _ in found[:5]] == ["e", "e", "new", "new", "third"]
     assert {entry for entry, _ in found[5:]} == {"third"}
     assert len(found) == len(set(found)) == 6
@@ -193,7 +194,7 @@ def test_many_replacements_do_not_fill_the_memory(clock: SettableClock) -> None:
         going.update_from_dict({"e": {"task": "note", "schedule": 86_400 + number % 2}})
         going.tick()
         clock.advance(1)
-    assert len(going._timetable._heap) < 1500
+    assert len(going._timetable._agenda) < 1500
 
 
 def test_a_clock_that_was_an_hour_ahead_loses_no_slot(clock: SettableClock) -> None:

@@ -13,6 +13,7 @@ from celery.schedules import crontab, schedule
 from celery_idem.config import Settings
 from celery_idem.entry import Entry
 from celery_idem.ledger.memory import MemoryLedger
+from celery_idem.rulebook import Rulebook
 from celery_idem.tracks import PORTION, Track
 from tests.contract.stores import SettableClock
 from tests.unit.beats import at
@@ -35,7 +36,7 @@ def settings(**given: Any) -> Settings:
 def track(app: Celery, every: Any, now: datetime | SettableClock = NOW, **options: Any) -> Track:
     entry = Entry(name="e", task="t", schedule=every, app=app, **options)
     clock = SettableClock(now) if isinstance(now, datetime) else now
-    made = Track("e", entry, settings(), clock, clock.now())
+    made = Track("e", entry, Rulebook(settings(), clock), clock.now())
     made.prepare()
     return made
 
@@ -227,6 +228,6 @@ def test_an_entry_that_was_changed_in_place_is_noticed(app: Celery) -> None:
 
 def test_an_entry_of_celery_does_too(app: Celery) -> None:
     entry = ScheduleEntry(name="e", task="t", schedule=schedule(timedelta(seconds=60)), app=app)
-    made = Track("e", entry, settings(), SettableClock(NOW), NOW)
+    made = Track("e", entry, Rulebook(settings(), SettableClock(NOW)), NOW)
     made.prepare()
     assert made.advance(after(1), LEDGER) == minutes(1)

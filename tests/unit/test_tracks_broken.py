@@ -12,6 +12,7 @@ from celery.schedules import BaseSchedule, schedule
 from celery_idem.entry import Entry
 from celery_idem.errors import IdemError, ImproperlyConfigured
 from celery_idem.ledger.memory import MemoryLedger
+from celery_idem.rulebook import Rulebook
 from celery_idem.tracks import Track
 from tests.contract.stores import SettableClock
 from tests.unit.test_tracks import NOW, after, minutes, settings, track
@@ -42,7 +43,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 def test_a_broken_entry_says_what_is_wrong(app: Celery, what: str) -> None:
     given = {"name": "e", "task": "t", "schedule": 60, "app": app, **BROKEN[what]}
     entry = Entry(**given)
-    made = Track(given["name"], entry, settings(), SettableClock(NOW), NOW)
+    made = Track(given["name"], entry, Rulebook(settings(), SettableClock(NOW)), NOW)
     with pytest.raises(IdemError):
         made.prepare()
     assert not made.is_new
@@ -84,7 +85,7 @@ def test_options_of_the_publish_are_left_alone(app: Celery) -> None:
 def test_an_entry_under_another_name_is_broken(app: Celery) -> None:
     entry = Entry(name="other", task="t", schedule=60, app=app)
     with pytest.raises(IdemError, match="must be its key"):
-        Track("e", entry, settings(), SettableClock(NOW), NOW).prepare()
+        Track("e", entry, Rulebook(settings(), SettableClock(NOW)), NOW).prepare()
 
 
 def test_a_broken_entry_is_tried_again_ever_later(app: Celery) -> None:
@@ -115,7 +116,10 @@ def test_an_entry_that_can_be_used_later_has_missed_nothing(app: Celery) -> None
 
     every = Moody(timedelta(minutes=1), relative=True, app=app)
     made = Track(
-        "e", Entry(name="e", task="t", schedule=every, app=app), settings(), SettableClock(NOW), NOW
+        "e",
+        Entry(name="e", task="t", schedule=every, app=app),
+        Rulebook(settings(), SettableClock(NOW)),
+        NOW,
     )
     with pytest.raises(IdemError):
         made.prepare()
