@@ -134,7 +134,8 @@ class BeatStage:
     ) -> Beat:
         """A beat that was started."""
         env = {**self.env(settings, schedule), **(env or {})}
-        return self._start(Beat(f"{self.apps}.{module}", self.directory, *options, env=env))
+        name = f"{self.apps}.{module}"
+        return self._start(Beat(name, self.directory, *options, env=env, warm=True))
 
     def beats(self, number: int, *options: str, **more: Any) -> list[Beat]:
         """Several beats that tick."""
@@ -153,7 +154,8 @@ class BeatStage:
         """A worker that was started."""
         env = {**self.env(settings), **(env or {})}
         name = f"{self.apps}.{module}"
-        return self._start(Worker(name, self.directory, *LONELY, *options, env=env))
+        worker = Worker(name, self.directory, *LONELY, *options, env=env, warm=True)
+        return self._start(worker)
 
     def workers(self, number: int, *options: str, **more: Any) -> list[Worker]:
         """Several workers that consume."""

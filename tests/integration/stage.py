@@ -92,7 +92,7 @@ class Stage:
             base.SETTINGS: json.dumps({**self.settings, **(settings or {})}),
             base.EFFECTS: self._effects,
         }
-        worker = Worker(f"{APPS}.{module}", self.directory, *LONELY, *options, env=env)
+        worker = Worker(f"{APPS}.{module}", self.directory, *LONELY, *options, env=env, warm=True)
         self._workers.append(worker)
         return worker
 
