@@ -71,6 +71,8 @@ class Stage:
         self.app.conf.update(self.settings)
         plain = make_url(database).set(drivername="postgresql")
         self._effects = plain.render_as_string(hide_password=False)
+        # One for all questions: a new one costs the server a hundred times more than an answer.
+        self._connection = psycopg.connect(self._effects, autocommit=True, prepare_threshold=None)
         self.sql(base.TABLES)
         self.ledger = Ledger.from_url(ledger or database)
         self._workers: list[Worker] = []
@@ -79,6 +81,7 @@ class Stage:
         """Ends the workers."""
         for worker in self._workers:
             worker.kill()
+        self._connection.close()
         self.ledger.close()
         self.app.close()
 
@@ -164,10 +167,9 @@ class Stage:
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of the database of effects."""
-        with psycopg.connect(self._effects, autocommit=True) as connection:
-            # Several statements at once only without values.
-            cursor = connection.execute(statement.encode(), values or None)
-            return cursor.fetchall() if cursor.description else []
+        # Several statements at once only without values.
+        cursor = self._connection.execute(statement.encode(), values or None)
+        return cursor.fetchall() if cursor.description else []
 
     def effects(self, task_id: str) -> list[str]:
         """What the bodies under this task id did, in order."""
