@@ -27,6 +27,33 @@ from tests.services.base import Kind
 
 HERE = Path(__file__).parent
 COSTS = ("unit", "model", "contract", "integration", "contrib", "acceptance", "docs")
+#: The files that take longest come first: at the end of a run, no process is to be at one of them
+#: while the others have nothing left to do.
+LONGEST = """
+    acceptance/test_demo.py
+    model/test_search.py
+    integration/test_outside_schedulers.py
+    integration/test_beat_policies.py
+    integration/test_task_redelivery.py
+    acceptance/test_matrix.py
+    model/test_locks.py
+    integration/test_task_shutdown.py
+    contract/test_lock_faults.py
+    integration/test_task_broker_down.py
+    integration/test_task_storm.py
+    integration/test_beat_outages.py
+    integration/test_task_bad_input.py
+    integration/test_outside_exec.py
+    chaos/test_campaign.py
+    contract/test_commit_unknown.py
+    integration/test_task_pools.py
+    integration/test_task_locks.py
+    integration/test_task_killed.py
+    integration/test_beat_deaths.py
+    docs/test_bench.py
+    integration/test_bootstrap.py
+    unit/test_slots_crontab.py
+""".split()
 #: These may never be skipped.
 REQUIRED = ("PostgreSQL", "Redis")
 DATABASES = ["postgres", "mariadb", "sqlite"]
@@ -85,12 +112,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with its cost: the name of the folder that it is in."""
+    """Marks each test with its cost: the name of the folder that it is in. Sorts the files."""
     for item in items:
         if HERE in item.path.parents:
             cost = item.path.relative_to(HERE).parts[0]
             if cost in COSTS:
                 item.add_marker(cost)
+    ranks = {HERE / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from example_project.demo.processes import Process
+from tests.warm import Forker, WarmProcess
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class CeleryProcess:
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         loglevel: str = "INFO",
+        warm: bool = False,
     ) -> None:
         """Describes a process; `start`, or ``with``, starts it.
 
@@ -86,16 +88,17 @@ class CeleryProcess:
             name: Its name in messages, and a worker's node name; a new one by default.
             env: More environment variables.
             loglevel: For Celery; `ready` needs at least INFO.
+            warm: Whether it may be forked from a process that has imported the libraries: cheap,
+                and for all that is not about the start itself the same. See `forker.py`.
         """
         self.name = name or f"{self.command}{next(_numbers)}"
         self.directory = directory
         self.path = directory / f"{self.name}.log"
         self._command = [sys.executable, "-m", "celery", "-A", app, self.command]
         self._command += ["--loglevel", loglevel, *self.own_options(), *options]
-        # Unbuffered, or what it prints would be in the log only after its end.
-        given = {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
-        self._env = {**os.environ, **given, **(env or {})}
-        self._process: Process | None = None
+        self._env = {**environment(), **(env or {})}
+        self._warm = warm
+        self._process: Process | WarmProcess | None = None
         #: Where in the log file the present process began to write.
         self._begin = 0
 
@@ -107,7 +110,10 @@ class CeleryProcess:
         """Starts it and does not wait; a second time after it has ended starts it anew."""
         assert not self.running, f"{self.name} is running"
         self._begin = len(self._bytes())
-        self._process = Process(self._command, self.path, env=self._env, cwd=self.directory)
+        if self._warm and _forker.can_start(self._command, self._env):
+            self._process = _forker.start(self._command, self.path, self._env, self.directory)
+        else:
+            self._process = Process(self._command, self.path, env=self._env, cwd=self.directory)
         of_this_test.append(self)
 
     def ready(self, timeout: float = READY) -> None:
@@ -197,7 +203,7 @@ class CeleryProcess:
         self.kill()
 
     @property
-    def _started(self) -> Process:
+    def _started(self) -> Process | WarmProcess:
         assert self._process is not None, f"{self.name} was not started"
         return self._process
 
@@ -240,6 +246,16 @@ class Beat(CeleryProcess):
         return ["--pidfile", ""]
 
 
+def environment() -> dict[str, str]:
+    """In which every process runs, if its test says nothing else."""
+    # Unbuffered, or what it prints would be in the log only after its end.
+    return {**os.environ, "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
+
+
 def python_path() -> str:
     """PYTHONPATH with this checkout in it: the process runs in another directory."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join([str(ROOT), *map(os.path.abspath, given)])
+
+
+_forker = Forker(environment())

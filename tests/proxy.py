@@ -51,6 +51,7 @@ class Proxy:
         self._kept: tuple[socket.socket, bytes] | None = None
         self._plan: _Plan | None = None
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
         #: Messages that clients have sent since the last `count_anew` or `cut_when`.
         self.messages = 0
         #: Set when the message of `cut_when` has come.
@@ -108,6 +109,11 @@ class Proxy:
                 _reset(self._kept[0])
                 self._kept = None
         self._moving.set()
+
+    def wait_until_left(self) -> None:
+        """Until all clients are gone, and what they have sent is counted and carried."""
+        with self._left:
+            assert self._left.wait_for(lambda: not self._clients, _ANSWER), "a client stays"
 
     def count_anew(self) -> None:
         """The next message of a client is the first one."""
@@ -235,6 +241,7 @@ class Proxy:
         for one in pair:
             self._pairs.pop(one, None)
             self._clients.discard(one)
+        self._left.notify_all()
 
     def _strike(self, plan: _Plan, near: socket.socket, far: socket.socket, data: bytes) -> None:
         if plan.forwarded:

@@ -32,7 +32,7 @@ def due(after: datetime, until: datetime) -> set[Slot]:
 def test_each_slot_is_executed_once(
     database_url: str, broker: Broker, tmp_path: Path, acceptance_seconds: float
 ) -> None:
-    with BeatStage(tmp_path, broker, database_url, SCHEDULE) as stage:
+    with BeatStage(tmp_path, broker, database_url, SCHEDULE, warm=False) as stage:
         workers = [stage.worker("--concurrency", "2") for _ in range(2)]
         beats = stage.beats(3)
         for worker in workers:

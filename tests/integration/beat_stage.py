@@ -57,8 +57,9 @@ class BeatStage:
         directory: for logs and files.
         broker: of the messages.
         database: SQLAlchemy's URL of the database of the effects.
-        ledger: the setting ``idem_database_url``; `database` by default.
         schedule: name: entry, as in ``beat_schedule``, in JSON.
+        ledger: the setting ``idem_database_url``; `database` by default.
+        warm: whether processes may be forked from one with the libraries in it.
         settings: more settings of every app.
 
     Attributes:
@@ -75,9 +76,11 @@ class BeatStage:
         schedule: Mapping[str, Any] | None = None,
         *,
         ledger: str | None = None,
+        warm: bool = True,
         **settings: Any,
     ) -> None:
         self.directory = directory
+        self.warm = warm
         self.broker = broker
         self.schedule = dict(schedule or {})
         self.database = database
@@ -134,7 +137,8 @@ class BeatStage:
     ) -> Beat:
         """A beat that was started."""
         env = {**self.env(settings, schedule), **(env or {})}
-        return self._start(Beat(f"{self.apps}.{module}", self.directory, *options, env=env))
+        name = f"{self.apps}.{module}"
+        return self._start(Beat(name, self.directory, *options, env=env, warm=self.warm))
 
     def beats(self, number: int, *options: str, **more: Any) -> list[Beat]:
         """Several beats that tick."""
@@ -153,7 +157,8 @@ class BeatStage:
         """A worker that was started."""
         env = {**self.env(settings), **(env or {})}
         name = f"{self.apps}.{module}"
-        return self._start(Worker(name, self.directory, *LONELY, *options, env=env))
+        worker = Worker(name, self.directory, *LONELY, *options, env=env, warm=self.warm)
+        return self._start(worker)
 
     def workers(self, number: int, *options: str, **more: Any) -> list[Worker]:
         """Several workers that consume."""

@@ -71,6 +71,8 @@ class Stage:
         self.app.conf.update(self.settings)
         plain = make_url(database).set(drivername="postgresql")
         self._effects = plain.render_as_string(hide_password=False)
+        # One for all questions: a new one costs the server a hundred times more than an answer.
+        self._connection = psycopg.connect(self._effects, autocommit=True, prepare_threshold=None)
         self.sql(base.TABLES)
         self.ledger = Ledger.from_url(ledger or database)
         self._processes: list[CeleryProcess] = []
@@ -79,6 +81,7 @@ class Stage:
         """Ends the processes."""
         for process in self._processes:
             process.kill()
+        self._connection.close()
         self.ledger.close()
         self.app.close()
 
@@ -89,14 +92,14 @@ class Stage:
     ) -> Worker:
         """A worker of an app module of these tests, not yet started."""
         env = self._env(settings)
-        worker = Worker(f"{APPS}.{module}", self.directory, *LONELY, *options, env=env)
+        worker = Worker(f"{APPS}.{module}", self.directory, *LONELY, *options, env=env, warm=True)
         self._processes.append(worker)
         return worker
 
     def beat(self, module: str) -> Beat:
         """A beat of an app module of these tests, which has no schedule."""
         options = ("-S", "celery_idem:IdempotentScheduler")
-        beat = Beat(f"{APPS}.{module}", self.directory, *options, env=self._env())
+        beat = Beat(f"{APPS}.{module}", self.directory, *options, env=self._env(), warm=True)
         self._processes.append(beat)
         beat.start()
         beat.ready()
@@ -176,10 +179,9 @@ class Stage:
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of the database of effects."""
-        with psycopg.connect(self._effects, autocommit=True) as connection:
-            # Several statements at once only without values.
-            cursor = connection.execute(statement.encode(), values or None)
-            return cursor.fetchall() if cursor.description else []
+        # Several statements at once only without values.
+        cursor = self._connection.execute(statement.encode(), values or None)
+        return cursor.fetchall() if cursor.description else []
 
     def effects(self, task_id: str) -> list[str]:
         """What the bodies under this task id did, in order."""

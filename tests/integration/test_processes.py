@@ -21,7 +21,7 @@ APP = """
     import os, time
     from celery import Celery
 
-    app = Celery("tiny", broker=os.environ["TINY_BROKER"])
+    app = Celery("tiny", broker=os.environ["IDEM_TINY_BROKER"])
     app.conf.broker_connection_retry_on_startup = True
     app.conf.beat_schedule = {"e": {"task": "tiny.note", "schedule": 0.2, "args": ["beat"]}}
 
@@ -40,7 +40,7 @@ APP = """
 def make_tiny(directory: Path, broker_url: str) -> dict[str, str]:
     """A small app in ``directory``: the environment in which it runs."""
     (directory / "tiny.py").write_text(textwrap.dedent(APP))
-    return {"TINY_BROKER": broker_url, "PYTHONPATH": f"{directory}{os.pathsep}{python_path()}"}
+    return {"IDEM_TINY_BROKER": broker_url}
 
 
 @pytest.fixture
@@ -49,10 +49,12 @@ def tiny(tmp_path: Path, redis_url: str) -> dict[str, str]:
     return make_tiny(tmp_path, redis_url)
 
 
-@pytest.fixture
-def worker(tiny: dict[str, str], tmp_path: Path) -> Iterator[Worker]:
-    """A worker with two children."""
-    with Worker("tiny", tmp_path, "--concurrency", "2", env=tiny) as started:
+@pytest.fixture(params=[False, True], ids=["true", "warm"])
+def worker(
+    tiny: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Worker]:
+    """A worker with two children, in each way to start one."""
+    with Worker("tiny", tmp_path, "-c", "2", env=tiny, warm=request.param) as started:
         yield started
 
 
@@ -70,9 +72,15 @@ def notes(tmp_path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def test_a_beat_and_a_worker_do_real_work_and_stop(broker: Broker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("warm", [False, True], ids=["true", "warm"])
+def test_a_beat_and_a_worker_do_real_work_and_stop(
+    broker: Broker, tmp_path: Path, warm: bool
+) -> None:
     env = make_tiny(tmp_path, broker.url)
-    with Worker("tiny", tmp_path, env=env) as worker, Beat("tiny", tmp_path, env=env) as beat:
+    with (
+        Worker("tiny", tmp_path, env=env, warm=warm) as worker,
+        Beat("tiny", tmp_path, env=env, warm=warm) as beat,
+    ):
         wait_for(lambda: len(notes(tmp_path)) >= 3, 30, "three notes")
         assert beat.stop() == 0
         assert not beat.running

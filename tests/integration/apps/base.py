@@ -53,11 +53,15 @@ def make_app(**more: Any) -> Celery:
     return app
 
 
+def _connect() -> psycopg.Connection:
+    # For each deed a new one: nothing is inherited by a forked child, and a driver that is shared
+    # between greenlets is not what is tested.
+    return psycopg.connect(os.environ[EFFECTS], autocommit=True)
+
+
 def _run(statement: str, *values: Any) -> list[tuple[Any, ...]]:
     values = tuple(v.replace("\0", "\\0") if isinstance(v, str) else v for v in values)
-    # A connection for each statement: nothing is inherited by a forked child, and a driver that is
-    # shared between greenlets is not what is tested.
-    with psycopg.connect(os.environ[EFFECTS], autocommit=True) as connection:
+    with _connect() as connection:
         cursor = connection.execute(statement, values)
         return cursor.fetchall() if cursor.description else []
 
@@ -80,10 +84,11 @@ def effect(what: str, detail: Any = None) -> None:
 def wait_at(gate: str) -> None:
     """Returns when the test has opened the gate."""
     deadline = time.monotonic() + PATIENCE
-    while not _run("SELECT 1 FROM gates WHERE name = %s", gate):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody opened the gate {gate}")
-        time.sleep(0.02)
+    with _connect() as connection:
+        while not connection.execute("SELECT 1 FROM gates WHERE name = %s", (gate,)).fetchone():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody opened the gate {gate}")
+            time.sleep(0.02)
 
 
 def once(name: str) -> bool:
