@@ -160,7 +160,10 @@ class Reconciler:
 
     def _may_be_plain(self, row: RunRow) -> bool:
         """True if a message of no slot may be executed as often as it is published."""
-        return row.entry is None and not row.fence and not self._claims(row.task)
+        if row.entry is not None or row.fence:
+            return False
+        registered = self._publisher.app.tasks.get(row.task)
+        return not getattr(registered, "idem_claims", False) and not self._claims(row.task)
 
     def _give_up(self, row: RunRow) -> None:
         reason = f"its owner is gone, and no beat knows entry {row.entry!r} any more"
@@ -171,7 +174,9 @@ class Reconciler:
         """False if the broker is away."""
         publish = self._publisher.publish_again
         outcome = self._sender.attempt(lambda: publish(row), row.entry or row.task, row.key)
-        if outcome is Outcome.SENT and (row.emit_count or row.state is not RunState.SCHEDULED):
+        # A slot that is published for the first time was recorded by a beat that did not get to it.
+        is_first = row.state is RunState.SCHEDULED and row.entry is not None and not row.emit_count
+        if outcome is Outcome.SENT and not is_first:
             signals.reemitted(self._publisher, row)
         return outcome is not Outcome.WAITS
 

@@ -150,6 +150,10 @@ def become(wanted: dict[str, Any]) -> NoReturn:
     os.environ.clear()
     os.environ.update(wanted["env"])
     os.chdir(wanted["cwd"])
+    # Whoever runs the tests in the background has them ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     # What `python -m` puts there.
     sys.path[0] = wanted["cwd"]
     module, *sys.argv[1:] = wanted["command"]

@@ -25,6 +25,7 @@ from sqlalchemy.engine import make_url
 from celery_idem import Ledger, RunKey, RunState
 from celery_idem.keys import Stamp
 from celery_idem.ledger import HistoryLine
+from celery_idem.member import Member
 from celery_idem.run import RunRow
 from tests.integration.apps import base
 from tests.processes import Beat, CeleryProcess, Worker, wait_for
@@ -82,6 +83,9 @@ class Stage:
         for process in self._processes:
             process.kill()
         self._connection.close()
+        member = Member.of(self.app)
+        member.leases.close()
+        member.locks.close()
         self.ledger.close()
         self.app.close()
 

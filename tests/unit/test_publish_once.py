@@ -25,6 +25,7 @@ from celery_idem import (
     Scope,
     send_once,
 )
+from celery_idem.member import Member
 from celery_idem.run import RunRow
 from celery_idem.scoping import Terms, terms_of
 
@@ -37,6 +38,7 @@ def app(tmp_path: Path) -> Iterator[Celery]:
     yield made
     with made.connection_for_write() as connection:
         Queue("celery")(connection.default_channel).purge()
+    Member.of(made).leases.close()
     made.close()
 
 
