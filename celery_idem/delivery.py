@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
-from kombu.exceptions import OperationalError
 
 from celery_idem import messages, signals
 from celery_idem.errors import InvalidRunKey, LeaseLost, LedgerError
@@ -63,14 +62,10 @@ def put_back(
 
 def _trouble(app: Any, exc: BaseException) -> str:
     """Why a message could not be published: the broker is away, or what is wrong with it."""
-    # kombu's name for errors of all kinds, some of which are not the broker's.
-    while isinstance(exc, OperationalError) and exc.__cause__ is not None:
-        exc = exc.__cause__
-    faults = (OSError, OperationalError, *app.connection_for_write().connection_errors)
-    # For Redis, kombu takes a missing key for a lost connection.
-    if isinstance(exc, faults) and not isinstance(exc, LookupError):
-        return f"the broker does not answer: {exc}"
-    return f"it cannot be published anew: {exc!r}"
+    root = messages.root_of(exc)
+    if messages.is_broker_fault(app, root):
+        return f"the broker does not answer: {root}"
+    return f"it cannot be published anew: {root!r}"
 
 
 class Delivery:

@@ -180,7 +180,9 @@ class Execution(Closing):
             self._leave_queue()
         is_seen = self.is_shared and claim.outcome in _SEEN
         if is_seen and seen is not None and seen.is_of_other(request):
-            return self._of_other(key, claim, seen, seen.has_other_payload(request))
+            return self._of_other(
+                key, claim, seen, seen.has_other_payload(request.payload, request.task_id)
+            )
         if seen is None or claim.outcome is not ClaimOutcome.FINISHED:
             self._decline(key, claim)
         left = seen.lease_seconds or 0.0

@@ -16,6 +16,7 @@ from celery import Celery
 from celery.app.task import Task
 from celery.signals import task_received
 from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu.exceptions import OperationalError
 from kombu.serialization import registry  # type: ignore[attr-defined]
 from kombu.utils.json import dumps, loads
 
@@ -135,6 +136,21 @@ def form(request: Any) -> dict[str, Any]:
         "compression": getattr(request, "compression", None),
     }
     return {name: value for name, value in options.items() if value}
+
+
+def root_of(exc: BaseException) -> BaseException:
+    """What kombu's `OperationalError`, its name for errors of all kinds, stands for."""
+    while isinstance(exc, OperationalError) and exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc
+
+
+def is_broker_fault(app: Celery, exc: BaseException) -> bool:
+    """True if the broker, or the way to it, is at fault for a failed publish; not the message."""
+    faults: Any = (OSError, OperationalError, *app.connection_for_write().connection_errors)
+    root = root_of(exc)
+    # For Redis, kombu takes a missing key for a lost connection.
+    return isinstance(root, faults) and not isinstance(root, LookupError)
 
 
 def publish_anew(task: Task[Any, Any], request: Any, delay: float, retries: int) -> int:

@@ -17,7 +17,6 @@ from uuid import uuid4
 from celery import Celery, states
 from celery.backends.base import DisabledBackend
 from celery.exceptions import SoftTimeLimitExceeded
-from kombu.exceptions import KombuError, OperationalError
 from kombu.utils.json import loads
 
 from celery_idem import messages, signals
@@ -163,7 +162,7 @@ def _is_heard(sending: Sending, seen: RunRow) -> bool:
 def _of_earlier(sending: Sending, seen: RunRow, member: Member) -> Any:
     task, key, task_id = sending.task, sending.key, sending.options["task_id"]
     reason = f"its key is that of an earlier message, whose run is {seen.state.label}"
-    if None not in (seen.payload, sending.payload) and seen.payload != sending.payload:
+    if seen.has_other_payload(sending.payload, task_id):
         raise KeyReused(key.text, reason)
     with suppress(LedgerError):  # The history is for people.
         member.leases.ledger.record(
@@ -189,23 +188,14 @@ def _is_broker_there(app: Celery, options: Mapping[str, Any]) -> bool:
             # Redis is not asked before.
             connection.default_channel  # noqa: B018
     except Exception as exc:
-        return not _is_fault(app, exc)
+        return not messages.is_broker_fault(app, exc)
     return True
 
 
 def _may_be_sent(app: Celery, exc: BaseException) -> bool:
     """False if the publish has failed for certain."""
     is_interrupted = isinstance(exc, SoftTimeLimitExceeded) or not isinstance(exc, Exception)
-    return is_interrupted or _is_fault(app, exc)
-
-
-def _is_fault(app: Celery, exc: BaseException) -> bool:
-    """True if the broker, or the way to it, is at fault, and not the message."""
-    while isinstance(exc, KombuError) and exc.__cause__ is not None:
-        exc = exc.__cause__
-    faults: Any = (OSError, OperationalError, *app.connection_for_write().connection_errors)
-    # For Redis, kombu takes a missing key for a lost connection.
-    return isinstance(exc, faults) and not isinstance(exc, LookupError)
+    return is_interrupted or messages.is_broker_fault(app, exc)
 
 
 # -- senders that do not know the task -----------------------------------------------------------

@@ -141,12 +141,12 @@ class RunRow:
         """True if the run is that of a message with another task id, and so of another sender."""
         return self.task_id is not None and self.task_id != request.task_id
 
-    def has_other_payload(self, request: ClaimRequest) -> bool:
-        """True if the run is known to be for other arguments."""
+    def has_other_payload(self, payload: str | None, task_id: str | None) -> bool:
+        """True if the run is known to be for other arguments than the message with this id."""
         # A message that comes again may have been changed by its body.
-        if request.task_id is not None and self.task_id == request.task_id:
+        if task_id is not None and self.task_id == task_id:
             return False
-        return None not in (self.payload, request.payload) and self.payload != request.payload
+        return None not in (self.payload, payload) and self.payload != payload
 
     def is_closed_to(self, request: ClaimRequest) -> bool:
         """True if the run is not this message's to execute, to skip or to give up.
@@ -154,7 +154,7 @@ class RunRow:
         It has other arguments; or another sender, and nothing is to begin by it any more.
         """
         is_unwanted = request.skip is not None and self.is_of_other(request)
-        return is_unwanted or self.has_other_payload(request)
+        return is_unwanted or self.has_other_payload(request.payload, request.task_id)
 
 
 class ClaimOutcome(Enum):
