@@ -132,6 +132,7 @@ _RELY_ON = (
     .where(
         one_run(),
         runs.c.claim_id.is_not_distinct_from(bindparam("b_seen", type_=runs.c.claim_id.type)),
+        runs.c.fence == bindparam("b_fence"),
         runs.c.state == _SCHEDULED,
         runs.c.emit_count == number(0),
     )
@@ -160,7 +161,8 @@ def _close(where: ColumnElement[bool], why: str) -> Update:
 _CLOSE = _close(_UNSURE, "it could not be published")
 
 _OF_MESSAGE = and_(one_run(), runs.c.task_id == bindparam("b_task_id"))
-_LEAVE = delete(runs).where(_OF_MESSAGE, runs.c.fence == number(0))
+_UNBEGUN = [literal_state(s) for s in (RunState.SCHEDULED, RunState.EMITTED, RunState.SKIPPED)]
+_LEAVE = delete(runs).where(_OF_MESSAGE, runs.c.fence == number(0), runs.c.state.in_(_UNBEGUN))
 _LEAVE_CLOSED = _close(
     and_(_OF_MESSAGE, runs.c.state == _SCHEDULED),
     "its body begins under the name of its message",
@@ -242,7 +244,8 @@ class KeysSql(Ledger):
         self._write(_CLOSE, own)
 
     def try_rely_on(self, seen: RunRow) -> bool:
-        return self._write(_RELY_ON, {**named(seen.key), "b_seen": seen.claim_id}).rowcount > 0
+        at = {**named(seen.key), "b_fence": seen.fence, "b_seen": seen.claim_id}
+        return self._write(_RELY_ON, at).rowcount > 0
 
     def leave(self, key: RunKey, task_id: str, *, followed: bool = False) -> None:
         own = {**named(key), "b_task_id": task_id}

@@ -71,8 +71,9 @@ class KeysInMemory(EmissionInMemory):
     def try_rely_on(self, seen: RunRow) -> bool:
         with self._lock:
             run = self.tables.runs.get(seen.key)
-            is_same = run is not None and run.row.claim_id == seen.claim_id
-            if run is None or not is_same or not run.row.may_be_cancelled:
+            if run is None or not run.row.may_be_cancelled:
+                return False
+            if (run.row.fence, run.row.claim_id) != (seen.fence, seen.claim_id):
                 return False
             run.row = replace(run.row, emit_count=1)
             return True
