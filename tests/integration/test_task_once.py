@@ -426,50 +426,47 @@ def test_one_that_has_failed_leaves_no_trace(stage: Stage, single: Any, name: st
     assert single.delay(name).get(timeout=PATIENCE) == name
 
 
-def reach(stage: Stage, proxy: Proxy, url: str) -> None:
-    """Publish through the proxy, and try once."""
-    policy = {"max_retries": 0, "interval_start": 0}
-    stage.app.conf.update(broker_url=proxy.url(url), task_publish_retry_policy=policy)
-
-
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
-def test_without_a_broker_nothing_is_recorded(new_stage: NewStage, name: str, broker: str) -> None:
-    behind = new_stage(broker)
+@pytest.fixture(params=["redis", "rabbitmq"])
+def away(new_stage: NewStage, request: pytest.FixtureRequest) -> Iterator[tuple[Stage, Proxy]]:
+    """A stage whose sender reaches its broker through a proxy, and tries once."""
+    behind = new_stage(request.param)
     url = behind.settings["broker_url"]
     with Proxy.before(url) as proxy:
-        reach(behind, proxy, url)
-        task = publisher(behind)
+        policy = {"max_retries": 0, "interval_start": 0}
+        behind.app.conf.update(broker_url=proxy.url(url), task_publish_retry_policy=policy)
+        yield behind, proxy
+
+
+def test_without_a_broker_nothing_is_recorded(away: tuple[Stage, Proxy], name: str) -> None:
+    behind, proxy = away
+    task = publisher(behind)
+    proxy.cut()
+    with pytest.raises((OperationalError, OSError)):
+        task.delay(name)
+    assert behind.ledger.read(key(name)) is None
+    proxy.mend()
+    first = task.delay(name)
+    assert task.delay(name).id == first.id
+
+
+def test_a_publish_in_doubt_is_not_undone(away: tuple[Stage, Proxy], name: str) -> None:
+    """The connection is there, and breaks: nobody knows whether the message has arrived."""
+    behind, proxy = away
+    task = publisher(behind)
+
+    def cut(**_: Any) -> None:
         proxy.cut()
+
+    before_task_publish.connect(cut)
+    try:
         with pytest.raises((OperationalError, OSError)):
             task.delay(name)
-        assert behind.ledger.read(key(name)) is None
-        proxy.mend()
-        first = task.delay(name)
-        assert task.delay(name).id == first.id
-
-
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
-def test_a_publish_in_doubt_is_not_undone(new_stage: NewStage, name: str, broker: str) -> None:
-    """The connection is there, and breaks: nobody knows whether the message has arrived."""
-    behind = new_stage(broker)
-    url = behind.settings["broker_url"]
-    with Proxy.before(url) as proxy:
-        reach(behind, proxy, url)
-        task = publisher(behind)
-
-        def cut(**_: Any) -> None:
-            proxy.cut()
-
-        before_task_publish.connect(cut)
-        try:
-            with pytest.raises((OperationalError, OSError)):
-                task.delay(name)
-        finally:
-            before_task_publish.disconnect(cut)
-        kept = row(behind, name)
-        assert (kept.state, kept.fence) == (RunState.SCHEDULED, 0)
-        proxy.mend()
-        assert task.delay(name).id == kept.task_id
+    finally:
+        before_task_publish.disconnect(cut)
+    kept = row(behind, name)
+    assert (kept.state, kept.fence) == (RunState.SCHEDULED, 0)
+    proxy.mend()
+    assert task.delay(name).id == kept.task_id
 
 
 def test_without_a_database_the_worker_decides(
