@@ -52,6 +52,7 @@ from celery_idem.ledger.records import (
     check_closing,
     claimable,
 )
+from celery_idem.ledger.rounds import ROUNDS, rounds
 from celery_idem.ledger.verbs import OwnerVerbs
 from celery_idem.run import Claim, ClaimOutcome, ClaimRequest, RunRow, RunState
 
@@ -75,10 +76,6 @@ __all__ = [
     "check_closing",
     "claimable",
 ]
-
-
-#: A claim that meets a changing row is repeated; each repetition means that somebody else moved.
-_ROUNDS = 20
 
 
 class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
@@ -127,7 +124,7 @@ class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
             LedgerUnavailable: the database did not answer; the run may be claimed under the
                 request's lease, which must be abandoned.
         """
-        for _ in range(_ROUNDS):
+        for _ in rounds():
             claim = self._take_or_skip(request)
             if claim:
                 return claim
@@ -140,7 +137,7 @@ class Ledger(OwnerVerbs, KeyVerbs, BeatVerbs, LockVerbs, OutsideVerbs):
                 return claim
         # Not an answer: the message must come again, as it may be the only one.
         raise LedgerUnavailable(
-            f"run {request.key} was changed by others in each of {_ROUNDS} tries to claim it",
+            f"run {request.key} was changed by others in each of {ROUNDS} tries to claim it",
             "it is tried again when the message comes again",
         )
 

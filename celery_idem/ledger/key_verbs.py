@@ -14,10 +14,8 @@ from abc import ABC, abstractmethod
 from celery_idem.errors import LedgerUnavailable
 from celery_idem.keys import RunKey
 from celery_idem.ledger.records import Reservation
+from celery_idem.ledger.rounds import ROUNDS, rounds
 from celery_idem.run import Claim, ClaimOutcome, ClaimRequest, RunRow, RunState
-
-#: A reservation that meets a changing row is repeated, as a claim is.
-_ROUNDS = 20
 
 
 class KeyVerbs(ABC):
@@ -115,7 +113,7 @@ class KeyVerbs(ABC):
             LedgerUnavailable: the database did not answer; the reservation may be there.
         """
         key = reservation.key
-        for _ in range(_ROUNDS):
+        for _ in rounds():
             self.try_reserve(reservation)
             seen = self.read(key)
             if seen is None:
@@ -130,6 +128,6 @@ class KeyVerbs(ABC):
             if self.try_reserve_again(reservation, seen):
                 return None
         raise LedgerUnavailable(
-            f"run {key} was changed by others in each of {_ROUNDS} tries to reserve it",
+            f"run {key} was changed by others in each of {ROUNDS} tries to reserve it",
             "publish again",
         )

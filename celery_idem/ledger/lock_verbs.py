@@ -10,9 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-#: A seat that was free when it was read, and taken by somebody else before it could be taken here:
-#: so often it is looked for another one.
-_ROUNDS = 20
+from celery_idem.ledger.rounds import rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ class LockVerbs(ABC):
             LedgerUnavailable: the database did not answer; a seat may be held under the request's
                 lease, which must not be used for anything else.
         """
-        for _ in range(_ROUNDS):
+        for _ in rounds():
             lost_one = False
             for seen in self._seats(request):
                 if seen.lease_id == request.lease_id and seen.claim_id == request.claim_id:
