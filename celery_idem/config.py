@@ -180,6 +180,27 @@ def check_names(owner: str, given: Mapping[str, Any], known: tuple[str, ...]) ->
             raise no_option(owner, name, value, known)
 
 
+def unprefixed(owner: str, given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Options that are written as their settings are: ``idem_store_result`` for ``store_result``.
+
+    Returns:
+        What is given of them, by the name without prefix.
+
+    Raises:
+        ImproperlyConfigured: an option is written in both ways, and they differ.
+    """
+    found = {}
+    for name in names:
+        written = f"{PREFIX}{name}"
+        if written in given:
+            found[name] = value = given[written]
+            if given.get(name) not in (None, value):
+                raise ImproperlyConfigured(
+                    f"{written} of {owner}", value, f"its {name} is {given[name]!r}: write one"
+                )
+    return found
+
+
 def no_option(owner: str, name: str, value: Any, known: Collection[str]) -> ImproperlyConfigured:
     """The error that says that `owner` cannot have an option of this name."""
     what = did_you_mean(name.removeprefix(PREFIX), known, "option")

@@ -19,7 +19,7 @@ from celery.utils import uuid
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
-from celery_idem.config import Settings, check_names, option
+from celery_idem.config import PREFIX, Settings, check_names, option, unprefixed
 from celery_idem.delivery import put_back, soon
 from celery_idem.ending import persist
 from celery_idem.errors import DuplicateRun, IdemError
@@ -61,6 +61,10 @@ OWN_OPTIONS = (
     "idem_publish",
     "idem_scope",
 )
+
+#: Options that are written with the prefix of settings, or without it.
+UNPREFIXED = tuple(name for name in (*OPTIONS, *OWN_OPTIONS) if not name.startswith(PREFIX))
+_PREFIXED = frozenset(f"{PREFIX}{name}" for name in UNPREFIXED)
 
 #: What Celery's `apply_async` takes after the arguments.
 _POSITIONAL = ("task_id", "producer", "link", "link_error", "shadow")
@@ -140,6 +144,7 @@ class IdempotentTask(BaseTask):
         super().on_bound(app)
         settings = Settings.read(app)
         owner = f"task {cls.name}"
+        cls._take_prefixed(owner)
         for name in OPTIONS:
             option(owner, name, getattr(cls, name), None)
         check_replay(owner, cls, settings)
@@ -162,13 +167,27 @@ class IdempotentTask(BaseTask):
             cls._idem_track_started, cls.track_started = True, False
 
     @classmethod
+    def _take_prefixed(cls, owner: str) -> None:
+        """Options that are written like their settings count as the others do: the nearest one."""
+        seen: set[str] = set()
+        for base in cls.__mro__:
+            if issubclass(IdempotentTask, base):
+                continue
+            given = vars(base)
+            for name, value in unprefixed(owner, given, UNPREFIXED).items():
+                if name not in seen:
+                    setattr(cls, name, value)
+                seen.add(name)
+            seen.update(name for name in UNPREFIXED if name in given)
+
+    @classmethod
     def _own_attributes(cls) -> dict[str, Any]:
         """What this task, and bases and mixins of its project, have beyond Celery and this class.
 
         Without methods, which are no options whatever they are called.
         """
         # Names alone are asked for: to read `app` of a class would bind it to the current app.
-        known = frozenset(dir(IdempotentTask))
+        known = _PREFIXED.union(dir(IdempotentTask))
         return {
             name: value
             for base in cls.__mro__

@@ -299,6 +299,28 @@ def test_options_of_a_task_are_accepted() -> None:
     assert (task.max_attempts, task.on_crash, task.unstamped) == (1, OnCrash.ABANDON, "run")
 
 
+def test_an_option_of_a_task_may_be_written_as_its_setting_is() -> None:
+    """In the decorator, in a base, and in the app's annotations; the nearest one counts."""
+    app = make_app(task_annotations={"bill": {"idem_on_crash": "abandon"}})
+    base = type("Base", (IdempotentTask,), {"abstract": True, "idem_max_attempts": 3})
+    task = bind_task(app, base=base, idem_store_result=True, idem_check_payload=False)
+    assert (task.max_attempts, task.on_crash) == (3, "abandon")
+    assert (task.store_result, task.check_payload) == (True, False)
+    assert bind_task(make_app(), base=base, max_attempts=4).max_attempts == 4
+    base = type("Base", (IdempotentTask,), {"abstract": True, "max_attempts": 3})
+    assert bind_task(make_app(), base=base, idem_max_attempts=4).max_attempts == 4
+    with pytest.raises(ImproperlyConfigured, match=r"^max_attempts of task bill = 0 is"):
+        bind_task(make_app(), idem_max_attempts=0)
+
+
+def test_an_option_of_a_task_that_is_written_twice_is_refused_if_it_differs() -> None:
+    assert bind_task(make_app(), idem_max_attempts=3, max_attempts=3).max_attempts == 3
+    with pytest.raises(
+        ImproperlyConfigured, match=r"^idem_max_attempts of task bill = 3 .* its max_attempts is 4"
+    ):
+        bind_task(make_app(), idem_max_attempts=3, max_attempts=4)
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
@@ -309,8 +331,8 @@ def test_options_of_a_task_are_accepted() -> None:
         ("on_crahs", "on_crash"),
         ("on_data_base_error", "on_database_error"),
         ("unstampd", "unstamped"),
-        ("idem_max_attempts", "max_attempts"),
-        ("idem_on_crash", "on_crash"),
+        ("idem_max_attempt", "max_attempts"),
+        ("idem_on_crsh", "on_crash"),
     ],
 )
 def test_a_misspelt_option_of_a_task_is_refused(name: str, meant: str) -> None:

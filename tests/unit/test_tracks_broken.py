@@ -55,9 +55,9 @@ def test_a_broken_entry_says_what_is_wrong(app: Celery, what: str) -> None:
     ("given", "said"),
     [
         ({"catchupp": "all"}, "catchupp of entry 'e' = 'all'"),
-        ({"idem_catchup": "all"}, "idem_catchup of entry 'e' = 'all'"),
+        ({"idem_catchupp": "all"}, "idem_catchupp of entry 'e' = 'all'"),
         ({"options": {"catch_up": "all"}}, "catch_up of entry 'e' = 'all'"),
-        ({"options": {"idem_catchup": "all"}}, "idem_catchup of entry 'e' = 'all'"),
+        ({"options": {"idem_catchupp": "all"}}, "idem_catchupp of entry 'e' = 'all'"),
     ],
 )
 def test_an_unknown_option_of_an_entry_is_refused(
@@ -69,6 +69,21 @@ def test_an_unknown_option_of_an_entry_is_refused(
     text = str(caught.value)
     assert text.startswith(f"{said} is not possible: there is no such option; did you mean 'catch")
     assert "known are " in text
+
+
+@pytest.mark.parametrize(
+    "given", [{"idem_catchup": "all"}, {"options": {"idem_catchup": "all", "priority": 3}}]
+)
+def test_an_option_of_an_entry_may_be_written_as_its_setting_is(
+    app: Celery, given: dict[str, Any]
+) -> None:
+    entry = Entry(**{"name": "e", "task": "t", "schedule": 60, "app": app, **given})
+    assert entry.catchup == "all"
+    assert not any(name.startswith("idem_") for name in [*vars(entry), *(entry.options or ())])
+    with pytest.raises(
+        ImproperlyConfigured, match=r"^idem_overlap of entry 'e' = 'skip' .* its overlap is 'allow'"
+    ):
+        Entry("e", "t", schedule=60, app=app, overlap="allow", idem_overlap="skip")
 
 
 def test_what_is_unlike_any_option_has_no_hint(app: Celery) -> None:
