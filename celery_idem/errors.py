@@ -73,12 +73,17 @@ class NotCanonical(IdemError, ValueError):
 
 
 class DuplicateRun(IdemError):
-    """Another message, with another task id, has the same run key: this one is not executed."""
+    """Another message, with another task id, has the same run key: this one is not executed.
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(key, reason)
+    Attributes:
+        task_id: of the other one; None if it is not known.
+    """
+
+    def __init__(self, key: str, reason: str, task_id: str | None = None) -> None:
+        super().__init__(key, reason, task_id)
         self.key = key
         self.reason = reason
+        self.task_id = task_id
 
     def __str__(self) -> str:
         return f"run {self.key} is not executed once more: {self.reason}"
@@ -95,16 +100,7 @@ class KeyReused(DuplicateRun):
 
 
 class AlreadyScheduled(DuplicateRun):
-    """A message was not published, as an earlier one has its key.
-
-    Attributes:
-        task_id: of the earlier one.
-    """
-
-    def __init__(self, key: str, reason: str, task_id: str | None = None) -> None:
-        super().__init__(key, reason)
-        self.args = (key, reason, task_id)
-        self.task_id = task_id
+    """A message was not published, as an earlier one has its key."""
 
     def __str__(self) -> str:
         return f"run {self.key} is not published once more: {self.reason} (task {self.task_id})"

@@ -242,7 +242,7 @@ class Execution(Closing):
         reason = _reason(claim.outcome, seen)
         if is_mistaken:
             self._note_duplicate(key, f"{reason}, with other arguments")
-            raise KeyReused(key.text, reason)
+            raise KeyReused(key.text, reason, seen.task_id)
         policy = OnDuplicate(self._option("on_duplicate"))
         replays = policy is OnDuplicate.REPLAY and is_awaited(self.task, self.request)
         if replays and not seen.state.final:
@@ -252,7 +252,7 @@ class Execution(Closing):
         if replays:
             return replayed(key, seen, reason)
         if policy is OnDuplicate.RAISE and is_awaited(self.task, self.request):
-            raise DuplicateRun(key.text, reason)
+            raise DuplicateRun(key.text, reason, seen.task_id)
         raise Ignore(reason)
 
     def _note_duplicate(self, key: RunKey, reason: str) -> None:

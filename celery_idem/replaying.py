@@ -52,7 +52,8 @@ def replayed(key: RunKey, seen: RunRow, reason: str) -> Any:
         DuplicateRun: there is none, or it was not stored.
     """
     if seen.state is not RunState.SUCCEEDED:
-        raise DuplicateRun(key.text, f"{reason} ({seen.error})" if seen.error else reason)
+        why = f"{reason} ({seen.error})" if seen.error else reason
+        raise DuplicateRun(key.text, why, seen.task_id)
     if seen.result is None:
-        raise DuplicateRun(key.text, f"{reason}, and its result was not stored")
+        raise DuplicateRun(key.text, f"{reason}, and its result was not stored", seen.task_id)
     return loads(seen.result)

@@ -163,7 +163,7 @@ def _of_earlier(sending: Sending, seen: RunRow, member: Member) -> Any:
     task, key, task_id = sending.task, sending.key, sending.options["task_id"]
     reason = f"its key is that of an earlier message, whose run is {seen.state.label}"
     if seen.has_other_payload(sending.payload, task_id):
-        raise KeyReused(key.text, reason)
+        raise KeyReused(key.text, reason, seen.task_id)
     with suppress(LedgerError):  # The history is for people.
         member.leases.ledger.record(
             "duplicate", key, task=task.name, task_id=task_id, detail=f"not published: {reason}"

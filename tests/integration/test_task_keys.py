@@ -53,6 +53,7 @@ def test_of_many_messages_with_one_key_one_is_executed(stage: Stage, worker: Wor
     others = [found[at] for at in range(30) if ids[at] != ran]
     assert {type(other) for other in others} == {DuplicateRun}
     assert all(key(1).text in str(other) for other in others)
+    assert {other.task_id for other in others} == {ran}
     row = stage.ledger.read(key(1))
     assert row is not None
     assert (row.state, row.task_id, row.fence) == (RunState.SUCCEEDED, ran, 1)
@@ -165,6 +166,7 @@ def test_a_key_with_other_arguments_is_a_mistake_that_is_told(stage: Stage) -> N
     found = stage.outcome(stage.send("note", "another", **order(1)))
     assert isinstance(found, KeyReused)
     assert "order-1" in str(found)
+    assert found.task_id == first
     same = stage.send("note", kwargs={"text": "one"}, **order(1))
     assert type(stage.outcome(same)) is DuplicateRun
     row = stage.ledger.read(RunKey(f"{NAMESPACE}:tests.note=order-1"))

@@ -39,7 +39,7 @@ SAMPLES: dict[type[errors.IdemError], tuple[errors.IdemError, list[str]]] = {
         ["arguments['order'] = <class 'object'>", "pass a number or a text"],
     ),
     errors.DuplicateRun: (
-        errors.DuplicateRun("shop:bill=7", "its run is being executed"),
+        errors.DuplicateRun("shop:bill=7", "its run is being executed", "5f3a"),
         ["shop:bill=7", "not executed once more", "its run is being executed"],
     ),
     errors.AlreadyScheduled: (
@@ -47,7 +47,7 @@ SAMPLES: dict[type[errors.IdemError], tuple[errors.IdemError, list[str]]] = {
         ["shop:bill=7", "not published once more", "its run is scheduled", "5f3a"],
     ),
     errors.KeyReused: (
-        errors.KeyReused("shop:bill=7", "its run has ended: succeeded"),
+        errors.KeyReused("shop:bill=7", "its run has ended: succeeded", "5f3a"),
         ["shop:bill=7", "other arguments (its run has ended: succeeded)", "check_payload = False"],
     ),
     errors.LedgerError: (
