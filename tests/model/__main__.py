@@ -11,8 +11,9 @@ import sys
 import time
 
 from tests.model.alphabets import ALPHABETS, DEEP
+from tests.model.histories import Found
 from tests.model.mutations import MUTATIONS
-from tests.model.search import Found, search
+from tests.model.search import search
 
 
 def main() -> int:

@@ -51,13 +51,15 @@ class LockAlphabet:
 
 class Move(NamedTuple):
     label: str
-    scene: Scene
+    world: Scene
     broken: str | None = None
     luck: bool = False
 
 
 class LockModel:
-    """The steps of all actors."""
+    """The steps of all actors, until the lock is free."""
+
+    stuck = "the lock is never free again"
 
     def __init__(
         self,
@@ -72,13 +74,13 @@ class LockModel:
         alphabet = self.alphabet
         return Scene((None,) * alphabet.seats, threads=(Holder(),) * alphabet.threads)
 
-    def moves(self, scene: Scene) -> Iterator[Move]:
+    def steps(self, scene: Scene) -> Iterator[Move]:
         for number in range(len(scene.threads)):
             yield from self._of_thread(scene, number)
             yield from self._of_lease(scene, number)
         yield from self._of_world(scene)
 
-    def is_free(self, scene: Scene) -> bool:
+    def is_over(self, scene: Scene) -> bool:
         """Everybody is out, and nobody has to wait."""
         return all(thread.at == "idle" for thread in scene.threads) and all(
             seat is None or seat.lease is None or not has(scene, seat.lease) for seat in scene.seats

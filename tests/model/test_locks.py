@@ -9,8 +9,8 @@ import pytest
 
 from celery_idem.ledger import LockRequest, LockRow, Taken
 from celery_idem.ledger.memory import MemoryLedger
-from tests.model.lock_model import LockAlphabet, LockRules
-from tests.model.lock_search import search_locks
+from tests.model.histories import follow
+from tests.model.lock_model import LockAlphabet, LockModel, LockRules
 
 ALPHABETS = {
     alphabet.name: alphabet
@@ -26,7 +26,7 @@ ALPHABETS = {
     )
 }
 
-_MANY, _NEVER = "one too many is inside", "the lock is never free again"
+_MANY, _NEVER = "one too many is inside", LockModel.stuck
 
 
 class TakesAtAnyFence(MemoryLedger):
@@ -124,12 +124,12 @@ SMALLEST = 1000
 
 @pytest.mark.parametrize("alphabet", ALPHABETS.values(), ids=ALPHABETS)
 def test_every_promise_of_a_lock_holds_in_every_history(alphabet: LockAlphabet) -> None:
-    found = search_locks(alphabet)
+    found = follow(LockModel(alphabet))
     assert not found.history, "\n".join(found.history)
-    assert found.scenes > SMALLEST
+    assert found.worlds > SMALLEST
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[it.name for it in MUTATIONS])
 def test_without_any_one_rule_or_guard_a_promise_of_locks_breaks(mutation: Mutation) -> None:
-    found = search_locks(ALPHABETS[mutation.search], mutation.ledger, mutation.rules)
+    found = follow(LockModel(ALPHABETS[mutation.search], mutation.ledger, mutation.rules))
     assert found.broken == mutation.broken, "\n".join(found.history)
