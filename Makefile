@@ -33,7 +33,8 @@ types: tox ## mypy --strict
 	$(TOX) run -e types $(ARGS)
 
 docs: tox ## run what the documents say
-	$(TOX) run -e newest -- tests/docs $(ARGS)
+	$(TOX) run -e newest -- tests/docs \
+		tests/acceptance/test_demo.py::test_every_slot_is_executed_once $(ARGS)
 
 acceptance: tox ## the whole system on every database and broker, a minute each
 	IDEM_ACCEPTANCE_SECONDS=60 $(TOX) run -e newest -- tests/acceptance $(ARGS)

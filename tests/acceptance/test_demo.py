@@ -22,6 +22,9 @@ import psutil
 import pytest
 
 from example_project.demo.grid import Seen, Slot, judge
+from tests.docs.demo import MARK, fenced, shape
+from tests.docs.markdown import marked
+from tests.docs.project import README
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
 
@@ -120,9 +123,13 @@ def assert_deaths_were_survived(running: Demo) -> None:
         assert running.number(f"the killed {who}'s run after") >= 0
 
 
-def test_every_slot_is_executed_once(folder: Path, seconds: str) -> None:
+def test_every_slot_is_executed_once(folder: Path, acceptance_seconds: float) -> None:
+    # As long as it takes for each kind of line to come.
+    seconds = str(max(20, int(acceptance_seconds)))
     with demo(folder, "--seconds", seconds) as running:
         assert running.finish() == 0, running.text
+    shown = shape(marked(README, MARK))
+    assert shape(fenced(f"{running.text}\n")) == shown, "run: python -m tests.docs.demo"
     assert "PostgreSQL" in running.text
     assert "Redis" in running.text
     assert running.number("slots executed not exactly once") == 0

@@ -22,6 +22,9 @@ from tests.services import Broker
 EVERY = {"often": 0.5, "seconds": 1.0, "odd": 1.7, **{f"many{n}": 5.0 for n in range(40)}}
 SCHEDULE = {name: {"task": "beats.note", "schedule": every} for name, every in EVERY.items()}
 
+#: Seconds of what is no sample any more.
+LONG = 60.0
+
 
 def due(after: datetime, until: datetime) -> set[Slot]:
     """The slots of all entries in that time."""
@@ -32,7 +35,9 @@ def due(after: datetime, until: datetime) -> set[Slot]:
 def test_each_slot_is_executed_once(
     database_url: str, broker: Broker, tmp_path: Path, acceptance_seconds: float
 ) -> None:
-    with BeatStage(tmp_path, broker, database_url, SCHEDULE, warm=False) as stage:
+    # A short sample forks its processes from one that has imported the libraries.
+    warm = acceptance_seconds < LONG
+    with BeatStage(tmp_path, broker, database_url, SCHEDULE, warm=warm) as stage:
         workers = [stage.worker("--concurrency", "2") for _ in range(2)]
         beats = stage.beats(3)
         for worker in workers:

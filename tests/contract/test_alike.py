@@ -23,6 +23,8 @@ from celery_idem.ledger.sql import SqlLedger
 from celery_idem.run import ClaimOutcome, ClaimRequest, RunState
 from tests.contract.stores import FIRST, LONG, Store, fresh
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 KEYS = range(2)

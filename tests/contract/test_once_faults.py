@@ -25,6 +25,8 @@ from tests.contract.stores import Store, wait_until
 from tests.contract.together import in_threads
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 #: Seconds: short to wait for, and longer than a claim takes on a busy machine.
 BRIEF = 3
 

@@ -7,12 +7,16 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from celery_idem.keys import RunKey
 from celery_idem.ledger import HANDOVER, Ledger, NewSlot
 from celery_idem.ledger.sql import SqlLedger
 from celery_idem.run import ClaimOutcome
 from tests.contract.stores import NAMESPACE, Store, fresh, new_slots
 from tests.contract.together import in_processes, in_threads
+
+pytestmark = pytest.mark.slow
 
 THREADS, PROCESSES = 4, 3
 SLOTS = 1200

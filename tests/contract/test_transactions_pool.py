@@ -17,6 +17,8 @@ from celery_idem.run import RunState
 from tests.contract.shop import Broken, Shop, is_healthy, order, state
 from tests.contract.stores import Store, fresh
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "small": {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5},
     "none": {"poolclass": NullPool},

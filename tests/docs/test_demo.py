@@ -1,24 +1,17 @@
-"""The README shows what the demo prints."""
+"""What the README shows of the demo.
+
+That a demo still prints it is looked at where one is run: `tests/acceptance/test_demo.py`.
+"""
 
 from __future__ import annotations
 
 import re
 
-import pytest
-
-from tests.docs.demo import MARK, fenced, output, shape
+from tests.docs.demo import MARK, shape
 from tests.docs.markdown import marked
 from tests.docs.project import README
 
 SHOWN = marked(README, MARK)
-
-
-@pytest.mark.timeout(180)
-def test_the_readme_shows_what_the_demo_prints() -> None:
-    # Shorter than the one that is shown: each kind of line comes all the same.
-    assert shape(fenced(output("--seconds", "20"))) == shape(SHOWN), (
-        "run: python -m tests.docs.demo"
-    )
 
 
 def test_what_is_shown_is_a_good_ending() -> None:
