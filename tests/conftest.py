@@ -248,4 +248,4 @@ def broker(request: pytest.FixtureRequest) -> services.Broker:
 @pytest.fixture(scope="session")
 def acceptance_seconds() -> float:
     """How long an acceptance test lets the system run (IDEM_ACCEPTANCE_SECONDS)."""
-    return float(os.environ.get("IDEM_ACCEPTANCE_SECONDS", "12"))
+    return float(os.environ.get("IDEM_ACCEPTANCE_SECONDS", "9"))
