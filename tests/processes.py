@@ -101,6 +101,7 @@ class CeleryProcess:
         self._process: Process | WarmProcess | None = None
         #: Where in the log file the present process began to write.
         self._begin = 0
+        self._is_asked = False
 
     def own_options(self) -> list[str]:
         """Options that the command needs to be told apart from others."""
@@ -110,6 +111,7 @@ class CeleryProcess:
         """Starts it and does not wait; a second time after it has ended starts it anew."""
         assert not self.running, f"{self.name} is running"
         self._begin = len(self._bytes())
+        self._is_asked = False
         if self._warm and _forker.can_start(self._command, self._env):
             self._process = _forker.start(self._command, self.path, self._env, self.directory)
         else:
@@ -166,6 +168,7 @@ class CeleryProcess:
 
     def terminate(self) -> None:
         """SIGTERM to the main process (a warm shutdown), without waiting."""
+        self._is_asked = True
         os.kill(self.pid, signal.SIGTERM)
 
     def stop(self, timeout: float = GONE) -> int:
@@ -174,7 +177,9 @@ class CeleryProcess:
         Raises:
             ProcessFailed: It is not gone after ``timeout`` seconds.
         """
-        self.terminate()
+        # Once: Python takes its handlers away at its end, and another signal would be its death.
+        if not self._is_asked:
+            self.terminate()
         deadline = time.monotonic() + timeout
         while self.running:
             if time.monotonic() > deadline:
