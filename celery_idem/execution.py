@@ -70,8 +70,8 @@ class Execution(Closing):
             finally:
                 self.leases.give_back(lease)
         if lease.trusted_for <= 0:
-            self.leases.abandon(lease)
-            self._put_back(key, self.settings.lease, "its lease ended while it was claimed")
+            self.leases.discard(lease)
+            self._put_back(key, soon(), "its lease ended while it was claimed")
         run = self._make_run(key, claim, lease)
         with owning(run, lease, self.leases, self.member.locks):
             return self._run(run, claim.taken_over, args, kwargs)
@@ -102,7 +102,7 @@ class Execution(Closing):
                 request = self._request(key, lease)
                 return request, self.ledger.claim(request)
         except SoftTimeLimitExceeded:
-            self._put_back(key, self.settings.lease, "its time limit ended while it was claimed")
+            self._put_back(key, soon(), "its time limit ended while it was claimed")
 
     # -- which run it is -------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Execution(Closing):
             fence = self.ledger.repair(self._request(key, lease), seen)
         except (LedgerError, SoftTimeLimitExceeded) as exc:
             # The repair may stand: a lease that is renewed would keep others from it.
-            self.leases.abandon(lease)
+            self.leases.discard(lease)
             self._put_back(key, soon(), str(exc))
         if fence is None:
             self._decline(key, claim)

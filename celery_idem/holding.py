@@ -1,7 +1,8 @@
 """What becomes of a lease around a claim, and around the body that owns a run.
 
-Owns the two rules by which whoever executes something lets its lease go: given back when everything
-under it is known to have ended, abandoned when anything is in doubt. Must not know messages, nor
+Owns the rules by which whoever executes something lets its lease go: given back when everything
+under it is known to have ended, discarded when its claim is in doubt, abandoned when the end of its
+body is. Must not know messages, nor
 what a body is.
 """
 
@@ -21,7 +22,7 @@ def claiming(leases: Leases, lease: Lease) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        leases.abandon(lease)
+        leases.discard(lease)
         raise
 
 

@@ -8,8 +8,9 @@ Authority
 States
     registered and renewed; *lost* (it was not renewed in time: the row may be gone, it is never
     used again); *abandoned* (a statement under it ended in doubt: it is not renewed any more, so
-    that whatever it may own becomes free); *spent* (a try of its claim was not answered, and may be
-    executed when somebody else has let the run go: abandoned after the run that it holds).
+    that whatever it may own becomes free); *discarded* (abandoned, and nothing is executed under
+    it: deleted as soon as the database answers); *spent* (a try of its claim was not answered, and
+    may be executed when somebody else has let the run go: discarded after the run that it holds).
 Trust window
     From the start of the last successful renewal, for the lease's length less a margin, on the
     boot-time clock. The database starts counting later and counts longer, so that trust ends before
@@ -33,6 +34,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
@@ -109,6 +111,7 @@ class Leases:
         self._lock = threading.Lock()
         self._idle: list[Lease] = []
         self._held: set[Lease] = set()
+        self._discarded: set[Lease] = set()
         self._heartbeat: Heartbeat | None = None
 
     # -- for the thread that executes something --------------------------------------------------
@@ -120,6 +123,8 @@ class Leases:
             LedgerError: none could be registered.
         """
         self._ensure_heartbeat()
+        # What this caller is about to claim may be held by one of them.
+        self._delete_discarded(self.ledger)
         lease = self._from_pool() or self._register()
         with self._lock:
             self._held.add(lease)
@@ -127,7 +132,9 @@ class Leases:
 
     def give_back(self, lease: Lease) -> None:
         """Nothing is executed under `lease` any more, and no ending is in doubt."""
-        lease.abandoned = lease.abandoned or lease.spent
+        if lease.spent:
+            self.discard(lease)
+            return
         with self._lock:
             self._held.discard(lease)
             if not (lease.lost or lease.abandoned):
@@ -138,6 +145,29 @@ class Leases:
         lease.abandoned = True
         with self._lock:
             self._held.discard(lease)
+
+    def discard(self, lease: Lease) -> None:
+        """Nothing is executed under `lease`, but it may own something, or come to: delete it.
+
+        If the claim of a run was not answered, the run would stand still for as long as the lease
+        has left, with nobody to execute it.
+        """
+        lease.abandoned = True
+        with self._lock:
+            self._held.discard(lease)
+            self._discarded.add(lease)
+            heartbeat = self._heartbeat
+        if heartbeat is not None:
+            heartbeat.hurry()
+
+    def _delete_discarded(self, ledger: Ledger) -> None:
+        if not self._discarded:
+            return
+        with self._lock:
+            found = set(self._discarded)
+        ledger.release([lease.id for lease in found])
+        with self._lock:
+            self._discarded -= found
 
     def _from_pool(self) -> Lease | None:
         while True:
@@ -166,7 +196,11 @@ class Leases:
     # -- for the heartbeat -----------------------------------------------------------------------
 
     def renew_all(self, ledger: Ledger) -> None:
-        """Renew every lease that is not lost; mark those that could not be as lost."""
+        """Renew every lease that is not lost; mark those that could not be as lost.
+
+        Those that were discarded are deleted.
+        """
+        self._delete_discarded(ledger)
         with self._lock:
             leases = [*self._idle, *self._held]
         if leases:
@@ -212,13 +246,14 @@ class Leases:
         Leases of bodies that still run are kept and renewed: they end with the process.
         """
         with self._lock:
-            idle, self._idle = self._idle, []
+            free, self._idle = [*self._idle, *self._discarded], []
+            self._discarded = set()
             heartbeat = self._heartbeat
             if heartbeat is not None and not self._held:
                 self._heartbeat = None
                 heartbeat.stop()
         try:
-            self.ledger.release([lease.id for lease in idle])
+            self.ledger.release([lease.id for lease in free])
         except LedgerError:
             return  # They expire by themselves.
         finally:
@@ -235,20 +270,30 @@ class Heartbeat:
         self._leases = leases
         self._make_ledger = make_ledger
         self._interval = interval
-        # Held while the thread is to go on; the only wait that works in a real thread even where
+        self._stopped = False
+        # Held while there is nothing to do; the only wait that works in a real thread even where
         # gevent has replaced everything in `threading`.
-        self._running = _real("allocate_lock")()
-        self._running.acquire()
+        self._idle = _real("allocate_lock")()
+        self._idle.acquire()
         start_real_thread(self._run)
 
     def stop(self) -> None:
-        self._running.release()
+        self._stopped = True
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Do at once what would be done at the next beat."""
+        with suppress(RuntimeError):  # Somebody was faster.
+            self._idle.release()
 
     def _run(self) -> None:
         ledger: Ledger | None = None
         lost = False
         pause = self._interval
-        while not self._running.acquire(True, pause):
+        while True:
+            self._idle.acquire(True, pause)
+            if self._stopped:
+                break
             try:
                 ledger = ledger or self._make_ledger()
                 self._leases.renew_all(ledger)

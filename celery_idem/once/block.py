@@ -81,7 +81,7 @@ class Block(AbstractContextManager["Run | None"]):
             self._decline(claim)
             return None
         if lease.trusted_for <= 0:
-            self._leases.abandon(lease)
+            self._leases.discard(lease)
             raise LeaseLost(self.key.text, claim.fence, "its lease ended while it was claimed")
         run = self._make_run(claim, lease)
         stack.enter_context(self._body(run, lease))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from celery import chord
 
+from celery_idem.keys import RunKey
+from celery_idem.ledger import Ledger
 from celery_idem.run import RunState
 from tests.integration.conftest import NewStage
-from tests.integration.stage import Stage
+from tests.integration.stage import NAMESPACE, PATIENCE, Stage
 from tests.processes import Worker
 from tests.proxy import Proxy
 
@@ -90,6 +92,33 @@ def test_a_task_may_run_without_a_claim(stage: Stage, proxy: Proxy, worker: Work
         stage.wait_for_effect(task_id, "unclaimed", 2)
         stage.wait_for_fact(task_id, "task_success", 2)
     assert stage.row("unclaimed", task_id) is None
+
+
+def test_a_claim_whose_answer_is_lost_does_not_hold_its_run(
+    new_stage: NewStage, module_postgres: str, proxy: Proxy
+) -> None:
+    """The claim's lease, which would last ten minutes, ends as soon as the database answers."""
+    stage = new_stage(ledger=proxy.url(module_postgres), idem_lease=600)
+    stage.worker("watched", "-c", "1")
+    assert stage.get(stage.send("note")) == ""
+    task_id = str(uuid4())
+    proxy.cut_when(lambda _, message: task_id.encode() in message, forwarded=True)
+    stage.send("note", task_id=task_id)
+    assert proxy.struck.wait(PATIENCE), "no claim"
+    proxy.cut()
+    try:
+        stage.wait_for_fact(task_id, "run_put_back")
+        with closing(Ledger.from_url(module_postgres)) as ledger:
+            row = ledger.read(RunKey(f"{NAMESPACE}:tests.note[{task_id}]"))
+        # Its worker does not know it.
+        assert row is not None and row.state is RunState.RUNNING
+        assert (row.lease_seconds or 0.0) > 500
+    finally:
+        proxy.mend()
+    assert stage.get(task_id) == ""
+    row = stage.wait_final("note", task_id)
+    assert (row.state, row.fence) == (RunState.SUCCEEDED, 2)
+    assert stage.effects(task_id) == ["note"]
 
 
 def test_a_body_outlives_its_database(stage: Stage, proxy: Proxy, worker: Worker) -> None:

@@ -199,6 +199,49 @@ def test_a_spent_lease_is_renewed_until_it_is_given_back(leases: Leases, ledger:
     leases.give_back(lease)
     assert lease.trusted_for == 0.0
     assert leases.acquire() is not lease
+    wait_until(lambda: lease.id not in ids(ledger))
+
+
+# -- in doubt -----------------------------------------------------------------------------------
+
+
+def test_a_discarded_lease_is_deleted_at_once(leases: Leases, ledger: Away) -> None:
+    """Not at the next beat, in twenty minutes: it may own a run that nobody executes."""
+    held, lease = leases.acquire(), leases.acquire()
+    leases.discard(lease)
+    assert lease.trusted_for == 0.0
+    wait_until(lambda: ids(ledger) == {held.id})
+    leases.give_back(lease)
+    assert leases.acquire() is not lease
+
+
+def test_a_discarded_lease_is_deleted_when_the_ledger_answers(leases: Leases, ledger: Away) -> None:
+    held, lease = leases.acquire(), leases.acquire()
+    ledger.away = True
+    leases.discard(lease)
+    with pytest.raises(LedgerUnavailable):
+        leases.acquire()
+    assert ids(ledger) == {held.id, lease.id}
+    ledger.away = False
+    wait_until(lambda: ids(ledger) == {held.id})
+
+
+def test_a_discarded_lease_is_deleted_before_the_next_claim(leases: Leases, ledger: Away) -> None:
+    """Of the same process: it may be the message whose claim was not answered."""
+    lease = leases.acquire()
+    leases.retire()  # No heartbeat is faster.
+    leases.discard(lease)
+    assert ids(ledger) == {lease.id}
+    new = leases.acquire()
+    assert ids(ledger) == {new.id}
+
+
+def test_a_clean_exit_deletes_discarded_leases(leases: Leases, ledger: Away) -> None:
+    lease = leases.acquire()
+    leases.retire()
+    leases.discard(lease)
+    leases.close()
+    assert ids(ledger) == set()
 
 
 # -- how they end --------------------------------------------------------------------------------
