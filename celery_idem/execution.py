@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
-from celery_idem.closing import Closing
+from celery_idem.closing import GRACE, Closing
 from celery_idem.delivery import soon
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
@@ -27,7 +27,7 @@ from celery_idem.errors import (
     LedgerError,
     RunDead,
 )
-from celery_idem.holding import claiming, owning
+from celery_idem.holding import claimed, owning, take_back
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.locking import section_of
@@ -70,7 +70,7 @@ class Execution(Closing):
             finally:
                 self.leases.give_back(lease)
         if lease.trusted_for <= 0:
-            self.leases.discard(lease)
+            take_back(self.leases, lease, request, self._grace)
             self._put_back(key, soon(), "its lease ended while it was claimed")
         run = self._make_run(key, claim, lease)
         with owning(run, lease, self.leases, self.member.locks):
@@ -96,13 +96,19 @@ class Execution(Closing):
                 raise skipping.skipped(self.request)
 
     def _claim(self, key: RunKey, lease: Lease) -> tuple[ClaimRequest, Claim]:
-        """What was asked, and the answer; without one the claim may stand: its lease must end."""
+        """What was asked, and the answer."""
         try:
-            with claiming(self.leases, lease):
-                request = self._request(key, lease)
-                return request, self.ledger.claim(request)
+            return claimed(self.leases, lease, lambda: self._request(key, lease), self._grace)
         except SoftTimeLimitExceeded:
             self._put_back(key, soon(), "its time limit ended while it was claimed")
+
+    @property
+    def _grace(self) -> float | None:
+        """How long a run whose claim is taken back waits for its message, which was put back.
+
+        A key that others have must not wait for what only the broker has.
+        """
+        return None if self.is_shared else GRACE
 
     # -- which run it is -------------------------------------------------------------------------
 

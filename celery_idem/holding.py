@@ -8,22 +8,54 @@ what a body is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from celery_idem.lease import Lease, Leases
+from celery_idem.ledger import Ledger
 from celery_idem.lock import Locks
-from celery_idem.run import Run
+from celery_idem.run import Claim, ClaimRequest, Run, RunState
 
 
-@contextmanager
-def claiming(leases: Leases, lease: Lease) -> Iterator[None]:
-    """For the claim of a run: without its answer it may stand, and its lease must end."""
+def claimed(
+    leases: Leases,
+    lease: Lease,
+    make_request: Callable[[], ClaimRequest],
+    grace: float | None,
+) -> tuple[ClaimRequest, Claim]:
+    """Claim a run: what was asked, and the answer.
+
+    Without an answer the claim may stand, though nothing is executed under it: it is taken back as
+    soon as the ledger answers.
+
+    Arguments:
+        grace: seconds after which such a run is published again, if nobody has claimed it by then;
+            None: it is left to whoever takes it over.
+    """
+    request: ClaimRequest | None = None
     try:
-        yield
+        request = make_request()
+        return request, leases.ledger.claim(request)
     except BaseException:
-        leases.discard(lease)
+        take_back(leases, lease, request, grace)
         raise
+
+
+def take_back(
+    leases: Leases, lease: Lease, request: ClaimRequest | None, grace: float | None
+) -> None:
+    """Nothing is executed under a claim, which may stand, or come to: see `claimed`."""
+    if request is None or grace is None:
+        leases.discard(lease)
+    else:
+        leases.discard(lease, partial(_unclaim, request, grace))
+
+
+def _unclaim(request: ClaimRequest, grace: float, ledger: Ledger) -> None:
+    seen = ledger.read(request.key)
+    if seen and seen.state is RunState.RUNNING and seen.claim_id == request.claim_id:
+        ledger.give_back(seen.key, seen.fence, "its claim was not answered", grace)
 
 
 @contextmanager

@@ -55,6 +55,10 @@ BEATS = 3
 PROCESS = uuid4().hex
 
 
+#: What takes back a claim that was not answered.
+Undo = Callable[[Ledger], None]
+
+
 class Lease:
     """The right to own runs, while it is renewed."""
 
@@ -111,7 +115,7 @@ class Leases:
         self._lock = threading.Lock()
         self._idle: list[Lease] = []
         self._held: set[Lease] = set()
-        self._discarded: set[Lease] = set()
+        self._discarded: dict[Lease, Undo | None] = {}
         self._heartbeat: Heartbeat | None = None
 
     # -- for the thread that executes something --------------------------------------------------
@@ -146,16 +150,19 @@ class Leases:
         with self._lock:
             self._held.discard(lease)
 
-    def discard(self, lease: Lease) -> None:
+    def discard(self, lease: Lease, undo: Undo | None = None) -> None:
         """Nothing is executed under `lease`, but it may own something, or come to: delete it.
 
         If the claim of a run was not answered, the run would stand still for as long as the lease
         has left, with nobody to execute it.
+
+        Arguments:
+            undo: what is to be written before that; it may be repeated.
         """
         lease.abandoned = True
         with self._lock:
             self._held.discard(lease)
-            self._discarded.add(lease)
+            self._discarded.setdefault(lease, undo)
             heartbeat = self._heartbeat
         if heartbeat is not None:
             heartbeat.hurry()
@@ -164,10 +171,14 @@ class Leases:
         if not self._discarded:
             return
         with self._lock:
-            found = set(self._discarded)
+            found = dict(self._discarded)
+        for undo in found.values():
+            if undo is not None:
+                undo(ledger)
         ledger.release([lease.id for lease in found])
         with self._lock:
-            self._discarded -= found
+            for lease in found:
+                self._discarded.pop(lease, None)
 
     def _from_pool(self) -> Lease | None:
         while True:
@@ -246,14 +257,14 @@ class Leases:
         Leases of bodies that still run are kept and renewed: they end with the process.
         """
         with self._lock:
-            free, self._idle = [*self._idle, *self._discarded], []
-            self._discarded = set()
+            idle, self._idle = self._idle, []
             heartbeat = self._heartbeat
             if heartbeat is not None and not self._held:
                 self._heartbeat = None
                 heartbeat.stop()
         try:
-            self.ledger.release([lease.id for lease in free])
+            self._delete_discarded(self.ledger)
+            self.ledger.release([lease.id for lease in idle])
         except LedgerError:
             return  # They expire by themselves.
         finally:

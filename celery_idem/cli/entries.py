@@ -92,9 +92,14 @@ def backfilled(app: Any, entry: str, start: str, end: str, dry_run: bool) -> Ite
 def _instant(name: str, text: str) -> datetime:
     try:
         # Python 3.10 does not read a 'Z'.
-        return datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
+        found = datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
     except ValueError:
         raise ImproperlyConfigured(name, text, "it must be an ISO 8601 instant") from None
+    if found.utcoffset() is None:
+        raise ImproperlyConfigured(
+            name, text, "it must have a time zone, for example 2026-03-29T00:00Z"
+        )
+    return found
 
 
 @contextmanager

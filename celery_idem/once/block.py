@@ -22,7 +22,7 @@ from celery_idem.errors import (
     LockNotAcquired,
     ResultLost,
 )
-from celery_idem.holding import claiming, owning
+from celery_idem.holding import claimed, owning, take_back
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.ledger import Ledger
@@ -73,15 +73,15 @@ class Block(AbstractContextManager["Run | None"]):
 
     def _claim(self, stack: ExitStack) -> Run | None:
         lease = self._party.acquire()
-        with claiming(self._leases, lease):
-            claim = self.claim = self._ledger.claim(self._request(lease))
+        request, claim = claimed(self._leases, lease, lambda: self._request(lease), _GRACE)
+        self.claim = claim
         lease.spent = claim.doubtful
         if claim.outcome is not ClaimOutcome.CLAIMED:
             self._leases.give_back(lease)
             self._decline(claim)
             return None
         if lease.trusted_for <= 0:
-            self._leases.discard(lease)
+            take_back(self._leases, lease, request, _GRACE)
             raise LeaseLost(self.key.text, claim.fence, "its lease ended while it was claimed")
         run = self._make_run(claim, lease)
         stack.enter_context(self._body(run, lease))

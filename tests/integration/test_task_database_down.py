@@ -94,11 +94,16 @@ def test_a_task_may_run_without_a_claim(stage: Stage, proxy: Proxy, worker: Work
     assert stage.row("unclaimed", task_id) is None
 
 
-def test_a_claim_whose_answer_is_lost_does_not_hold_its_run(
-    new_stage: NewStage, module_postgres: str, proxy: Proxy
+@pytest.mark.parametrize("options", [{}, {"on_crash": "abandon"}, {"max_attempts": 1}], ids=str)
+def test_a_claim_whose_answer_is_lost_is_taken_back(
+    new_stage: NewStage, module_postgres: str, proxy: Proxy, options: dict[str, Any]
 ) -> None:
-    """The claim's lease, which would last ten minutes, ends as soon as the database answers."""
-    stage = new_stage(ledger=proxy.url(module_postgres), idem_lease=600)
+    """As soon as the database answers: the claim's lease would hold the run for ten minutes.
+
+    No body has begun, so that it is no attempt, and nothing that must not be repeated.
+    """
+    settings: Any = {f"idem_{name}": value for name, value in options.items()}
+    stage = new_stage(ledger=proxy.url(module_postgres), idem_lease=600, **settings)
     stage.worker("watched", "-c", "1")
     assert stage.get(stage.send("note")) == ""
     task_id = str(uuid4())
@@ -117,7 +122,7 @@ def test_a_claim_whose_answer_is_lost_does_not_hold_its_run(
         proxy.mend()
     assert stage.get(task_id) == ""
     row = stage.wait_final("note", task_id)
-    assert (row.state, row.fence) == (RunState.SUCCEEDED, 2)
+    assert (row.state, row.fence, row.attempts) == (RunState.SUCCEEDED, 2, 1)
     assert stage.effects(task_id) == ["note"]
 
 

@@ -236,6 +236,26 @@ def test_a_discarded_lease_is_deleted_before_the_next_claim(leases: Leases, ledg
     assert ids(ledger) == {new.id}
 
 
+def test_what_a_discarded_lease_may_own_is_taken_back_first(leases: Leases, ledger: Away) -> None:
+    """Again if the ledger did not answer in the midst of it; once it has, never more."""
+    lease = leases.acquire()
+    seen: list[set[str]] = []
+
+    def undo(given: object) -> None:
+        assert given is ledger
+        seen.append(ids(ledger))
+        ledger.away = len(seen) == 1
+
+    leases.discard(lease, undo)
+    wait_until(lambda: len(seen) == 1)
+    ledger.away = False
+    wait_until(lambda: ids(ledger) == set())
+    assert seen == [{lease.id}] * 2
+    leases.renew_all(ledger)
+    leases.acquire()
+    assert len(seen) == 2
+
+
 def test_a_clean_exit_deletes_discarded_leases(leases: Leases, ledger: Away) -> None:
     lease = leases.acquire()
     leases.retire()
