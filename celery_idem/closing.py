@@ -128,7 +128,7 @@ class Closing(Delivery):
         # The worker may have made its key, of arguments that the body has changed since.
         stamp = self.stamp or Stamp(run.key)
         headers = stamp.write(self.request.headers, self.task.name, self.settings.signing_key)
-        return message_of(self.task, headers={**headers, messages.HEADER_PUT_BACK: True})
+        return message_of(self.task, headers={**headers, messages.HEADER_PUT_BACK: 1})
 
     def _end(self, run: Run, state: RunState, error: str | None = None) -> None:
         end = partial(self.ledger.end, run.key, run.fence, state, error, task_id=run.task_id)

@@ -26,6 +26,8 @@ PAUSE = (1.0, 5.0)
 #: Returns after which a message is published anew rather than risked once more: a quorum queue
 #: drops it after its delivery limit, however often its run may be attempted.
 MOST_RETURNS = 2
+#: Returns after which the pause is doubled no more: it is an hour or more by then.
+_MOST_TIMES = 12
 #: Characters of a task id that cannot be part of a run key, by which the history names it.
 LONGEST_SHOWN = 100
 
@@ -33,6 +35,16 @@ LONGEST_SHOWN = 100
 def soon() -> float:
     """A random number of seconds within `PAUSE`."""
     return random.uniform(*PAUSE)
+
+
+def until_free(request: Any, lease_seconds: float) -> float:
+    """Seconds after which the message of `request` is to come again, whose run has an owner.
+
+    When the lease would have ended; but sooner at first, and then ever later: the owner may be
+    dead, and its parent about to tell the ledger.
+    """
+    times = max(0, min(messages.times_put_back(request), _MOST_TIMES))
+    return min(lease_seconds + 1, soon() * (1 << times))
 
 
 def put_back(
@@ -108,7 +120,7 @@ class Delivery:
         """True if this is a message that was with a worker before, rather than another copy."""
         return bool(
             (self.request.delivery_info or {}).get("redelivered")
-            or (self.request.headers or {}).get(messages.HEADER_PUT_BACK)
+            or messages.times_put_back(self.request)
         )
 
     def _renew_if_returned_often(self, key: RunKey) -> None:

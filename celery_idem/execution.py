@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
 from celery_idem.closing import GRACE, Closing
-from celery_idem.delivery import soon
+from celery_idem.delivery import soon, until_free
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
     DuplicateRun,
@@ -198,7 +198,9 @@ class Execution(Closing):
         if not (may_be_dead and is_left_undone(self.task, self.request, seen, redelivered)):
             self._decline(key, claim)
         if left > 0:
-            self._put_back(key, left + 1, "its worker has not told its result yet")
+            self._put_back(
+                key, until_free(self.request, left), "its worker has not told its result yet"
+            )
         try:
             fence = self.ledger.repair(self._request(key, lease), seen)
         except (LedgerError, SoftTimeLimitExceeded) as exc:
@@ -231,7 +233,8 @@ class Execution(Closing):
             if claim.outcome is ClaimOutcome.RUNNING:
                 # It is this message that was with the owner: without it nobody would notice that
                 # the owner is dead.
-                self._put_back(key, (seen.lease_seconds or 0.0) + 1, reason, seen.retries)
+                delay = until_free(self.request, seen.lease_seconds or 0.0)
+                self._put_back(key, delay, reason, seen.retries)
             if claim.outcome is ClaimOutcome.RETRYING and self.request.retries < seen.retries:
                 due_in = messages.seconds_until(None, seen.due_at)
                 self._put_back(key, due_in, reason, seen.retries)

@@ -125,6 +125,13 @@ def returns(request: Any) -> int:
     return int((request.properties or {}).get(RETURNS) or 0)
 
 
+def times_put_back(request: Any) -> int:
+    """How often the message of `request` was put back on its way here."""
+    told = (request.headers or {}).get(HEADER_PUT_BACK)
+    # Whatever else a sender may have written there, it was not counted.
+    return int(told) if isinstance(told, int) else bool(told)
+
+
 def form(request: Any) -> dict[str, Any]:
     """The options ``serializer`` and ``compression`` with which the message of `request` came.
 
@@ -161,7 +168,7 @@ def publish_anew(task: Task[Any, Any], request: Any, delay: float, retries: int)
     """
     seconds = max(1, math.ceil(delay))
     # `signature_from_request` keeps links, chains and chords, as a retry does.
-    headers = {**(request.headers or {}), HEADER_PUT_BACK: True}
+    headers = {**(request.headers or {}), HEADER_PUT_BACK: times_put_back(request) + 1}
     signature = task.signature_from_request(
         request, countdown=seconds, retries=retries, headers=headers
     )

@@ -177,7 +177,7 @@ def _releaser() -> ThreadPoolExecutor:
 
 def release_leases(app: Any, pid: int) -> None:
     """Delete the leases of a child of this process that has died, once it is known to be gone."""
-    deadline = SYSTEM.elapsed() + HOLD
+    deadline = SYSTEM.elapsed() + PATIENCE
     while _is_there(pid):
         if SYSTEM.elapsed() > deadline:
             return  # They expire by themselves.

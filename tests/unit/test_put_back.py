@@ -11,7 +11,8 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from celery_idem import IdempotentTask
-from celery_idem.delivery import PAUSE, put_back
+from celery_idem.delivery import PAUSE, put_back, until_free
+from celery_idem.messages import HEADER_PUT_BACK
 
 AWAY = "the broker does not answer: "
 WRONG = "it cannot be published anew: "
@@ -124,3 +125,27 @@ def test_a_time_limit_during_the_pause_loses_nothing(
 
     monkeypatch.setattr(time, "sleep", interrupted)
     refused(app, args=(object(),))
+
+
+@pytest.mark.parametrize(
+    ("told", "least", "most"),
+    [
+        (None, 1, 5),
+        # As older workers say it.
+        (True, 2, 10),
+        (1, 2, 10),
+        (3, 8, 40),
+        (10**9, 301, 301),
+        # Whatever a sender may have written there.
+        (-(10**9), 1, 5),
+        ("often", 2, 10),
+    ],
+)
+def test_a_message_whose_run_has_an_owner_comes_soon_and_then_ever_later(
+    app: Celery, told: Any, least: float, most: float
+) -> None:
+    """Not only when the lease would have ended: the owner's parent may know better by then."""
+    _, request = request_of(app, headers={HEADER_PUT_BACK: told})
+    for _ in range(100):
+        assert least <= until_free(request, 300.0) <= most
+        assert until_free(request, 0.5) <= 1.5
