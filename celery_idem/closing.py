@@ -26,16 +26,14 @@ from celery_idem.errors import (
     LockNotAcquired,
     ResultLost,
 )
-from celery_idem.keys import Stamp
+from celery_idem.holding import GRACE
+from celery_idem.keys import RunKey, Stamp
 from celery_idem.lease import Lease
 from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.ledger import Unsent
 from celery_idem.policy import OnContended
 from celery_idem.replaying import stored
 from celery_idem.run import Run, RunState
-
-#: Seconds after which a run that its body rejected is published again, if the broker did not.
-GRACE = 60.0
 
 
 class Closing(Delivery):
@@ -116,7 +114,7 @@ class Closing(Delivery):
 
     def _give_back(self, run: Run, error: str) -> None:
         # A key that others have must not wait for a message that only the broker has.
-        message = self._message(run) if self.is_shared else None
+        message = self._message(run.key) if self.is_shared else None
 
         def write() -> None:
             if not self.ledger.give_back(run.key, run.fence, error, GRACE, message):
@@ -124,9 +122,9 @@ class Closing(Delivery):
 
         self._write(run, write)
 
-    def _message(self, run: Run) -> str | None:
+    def _message(self, key: RunKey) -> str | None:
         # The worker may have made its key, of arguments that the body has changed since.
-        stamp = self.stamp or Stamp(run.key)
+        stamp = self.stamp or Stamp(key)
         headers = stamp.write(self.request.headers, self.task.name, self.settings.signing_key)
         return message_of(self.task, headers={**headers, messages.HEADER_PUT_BACK: 1})
 

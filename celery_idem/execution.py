@@ -8,7 +8,9 @@ Must not know schedulers, nor how a ledger stores anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -17,7 +19,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
-from celery_idem.closing import GRACE, Closing
+from celery_idem.closing import Closing
 from celery_idem.delivery import soon, until_free
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
@@ -70,7 +72,7 @@ class Execution(Closing):
             finally:
                 self.leases.give_back(lease)
         if lease.trusted_for <= 0:
-            take_back(self.leases, lease, request, self._grace)
+            self._take_back(lease, request)
             self._put_back(key, soon(), "its lease ended while it was claimed")
         run = self._make_run(key, claim, lease)
         with owning(run, lease, self.leases, self.member.locks):
@@ -97,18 +99,20 @@ class Execution(Closing):
 
     def _claim(self, key: RunKey, lease: Lease) -> tuple[ClaimRequest, Claim]:
         """What was asked, and the answer."""
+        give_up: Callable[[ClaimRequest], None] = partial(self._take_back, lease)
+        if self._option("on_database_error") == OnDatabaseError.RUN:
+            # The body begins all the same: a claim that stands keeps others away, for a lease.
+            give_up = lambda _: self.leases.abandon(lease)  # noqa: E731
         try:
-            return claimed(self.leases, lease, lambda: self._request(key, lease), self._grace)
+            return claimed(self.leases, lease, partial(self._request, key, lease), give_up)
         except SoftTimeLimitExceeded:
             self._put_back(key, soon(), "its time limit ended while it was claimed")
 
-    @property
-    def _grace(self) -> float | None:
-        """How long a run whose claim is taken back waits for its message, which was put back.
-
-        A key that others have must not wait for what only the broker has.
-        """
-        return None if self.is_shared else GRACE
+    def _take_back(self, lease: Lease, request: ClaimRequest) -> None:
+        """The message of this claim comes again."""
+        # A key that others have must not wait for a message that only the broker has.
+        message = self._message(request.key) if self.is_shared else None
+        take_back(self.leases, lease, request, message)
 
     # -- which run it is -------------------------------------------------------------------------
 
@@ -205,7 +209,7 @@ class Execution(Closing):
             fence = self.ledger.repair(self._request(key, lease), seen)
         except (LedgerError, SoftTimeLimitExceeded) as exc:
             # The repair may stand: a lease that is renewed would keep others from it.
-            self.leases.discard(lease)
+            self.leases.take_back(lease)
             self._put_back(key, soon(), str(exc))
         if fence is None:
             self._decline(key, claim)

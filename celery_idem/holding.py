@@ -1,9 +1,8 @@
 """What becomes of a lease around a claim, and around the body that owns a run.
 
 Owns the rules by which whoever executes something lets its lease go: given back when everything
-under it is known to have ended, discarded when its claim is in doubt, abandoned when the end of its
-body is. Must not know messages, nor
-what a body is.
+under it is known to have ended, abandoned when anything is in doubt; and what becomes of a claim
+that is. Must not know messages, nor what a body is.
 """
 
 from __future__ import annotations
@@ -17,45 +16,53 @@ from celery_idem.ledger import Ledger
 from celery_idem.lock import Locks
 from celery_idem.run import Claim, ClaimRequest, Run, RunState
 
+#: Seconds after which a run that was given back is published again, if nobody has claimed it by
+#: then: its message was put back, and comes earlier.
+GRACE = 60.0
+
 
 def claimed(
     leases: Leases,
     lease: Lease,
     make_request: Callable[[], ClaimRequest],
-    grace: float | None,
+    take_back: Callable[[ClaimRequest], None],
 ) -> tuple[ClaimRequest, Claim]:
-    """Claim a run: what was asked, and the answer.
-
-    Without an answer the claim may stand, though nothing is executed under it: it is taken back as
-    soon as the ledger answers.
-
-    Arguments:
-        grace: seconds after which such a run is published again, if nobody has claimed it by then;
-            None: it is left to whoever takes it over.
-    """
+    """Claim a run: what was asked, and the answer; without one, what was asked is taken back."""
     request: ClaimRequest | None = None
     try:
         request = make_request()
         return request, leases.ledger.claim(request)
     except BaseException:
-        take_back(leases, lease, request, grace)
+        if request is None:
+            leases.abandon(lease)
+        else:
+            take_back(request)
         raise
 
 
 def take_back(
-    leases: Leases, lease: Lease, request: ClaimRequest | None, grace: float | None
+    leases: Leases, lease: Lease, request: ClaimRequest, message: str | None = None
 ) -> None:
-    """Nothing is executed under a claim, which may stand, or come to: see `claimed`."""
-    if request is None or grace is None:
-        leases.discard(lease)
-    else:
-        leases.discard(lease, partial(_unclaim, request, grace))
+    """Nothing is executed under this claim, which may stand, or come to: it is no attempt.
+
+    Arguments:
+        message: JSON of its message, for a run that has no other.
+    """
+    leases.take_back(lease, partial(unclaim, request, message))
 
 
-def _unclaim(request: ClaimRequest, grace: float, ledger: Ledger) -> None:
+def unclaim(request: ClaimRequest, message: str | None, ledger: Ledger) -> None:
+    """Give the run back if it is running by this very claim; repeated, it changes nothing more.
+
+    One that was taken over has begun, in time perhaps: the next one takes it over as well.
+
+    Raises:
+        LedgerError: it may have been given back, or not.
+    """
     seen = ledger.read(request.key)
-    if seen and seen.state is RunState.RUNNING and seen.claim_id == request.claim_id:
-        ledger.give_back(seen.key, seen.fence, "its claim was not answered", grace)
+    is_first = seen is not None and seen.attempts <= 1
+    if seen and is_first and (seen.state, seen.claim_id) == (RunState.RUNNING, request.claim_id):
+        ledger.give_back(seen.key, seen.fence, "its claim was not answered", GRACE, message)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ Authority
 States
     registered and renewed; *lost* (it was not renewed in time: the row may be gone, it is never
     used again); *abandoned* (a statement under it ended in doubt: it is not renewed any more, so
-    that whatever it may own becomes free); *discarded* (abandoned, and nothing is executed under
-    it: deleted as soon as the database answers); *spent* (a try of its claim was not answered, and
-    may be executed when somebody else has let the run go: discarded after the run that it holds).
+    that whatever it may own becomes free; as soon as the ledger answers, if nothing is executed
+    under it); *spent* (a try of its claim was not answered, and may be executed when somebody else
+    has let the run go: abandoned after the run that it holds).
 Trust window
     From the start of the last successful renewal, for the lease's length less a margin, on the
     boot-time clock. The database starts counting later and counts longer, so that trust ends before
@@ -19,7 +19,8 @@ Term
     A buried lease never returns: renewal changes only rows that have not expired, and its thread
     registers a new one.
 Failures
-    No answer to a renewal: trust runs out by itself, the heartbeat goes on trying. A forked child
+    No answer to a renewal: trust runs out by itself, the heartbeat goes on trying. It waits for no
+    other table, and for nobody who has doubts: those have a thread of their own. A forked child
     starts with an empty pool. A process that exits cleanly deletes the leases nobody uses.
 
 Must not know runs, tasks or Celery.
@@ -27,22 +28,20 @@ Must not know runs, tasks or Celery.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
 
 from celery_idem import signals
 from celery_idem.clock import SYSTEM, Clock
+from celery_idem.doubts import Doubts, Undo
 from celery_idem.errors import LedgerError
 from celery_idem.ledger import Ledger, Owner
+from celery_idem.real_threads import Bell, start_real_thread
 
 #: The part of a lease's length for which it is not trusted any more: covers the time between the
 #: end of trust and the owner noticing it, and drift between the clocks.
@@ -53,10 +52,6 @@ BEATS = 3
 #: Made before any fork: tells the children of this parent from those of another container, where
 #: host name and process ids may be the same.
 PROCESS = uuid4().hex
-
-
-#: What takes back a claim that was not answered.
-Undo = Callable[[Ledger], None]
 
 
 class Lease:
@@ -108,6 +103,7 @@ class Leases:
         self.followers: list[Callable[[], None]] = []
         self._make_ledger = make_ledger
         self._clock = clock
+        self._doubts = Doubts(make_ledger, clock)
         self._reset()
         _ALL.add(self)
 
@@ -115,8 +111,8 @@ class Leases:
         self._lock = threading.Lock()
         self._idle: list[Lease] = []
         self._held: set[Lease] = set()
-        self._discarded: dict[Lease, Undo | None] = {}
         self._heartbeat: Heartbeat | None = None
+        self._doubts.forget()
 
     # -- for the thread that executes something --------------------------------------------------
 
@@ -127,8 +123,6 @@ class Leases:
             LedgerError: none could be registered.
         """
         self._ensure_heartbeat()
-        # What this caller is about to claim may be held by one of them.
-        self._delete_discarded(self.ledger)
         lease = self._from_pool() or self._register()
         with self._lock:
             self._held.add(lease)
@@ -136,9 +130,7 @@ class Leases:
 
     def give_back(self, lease: Lease) -> None:
         """Nothing is executed under `lease` any more, and no ending is in doubt."""
-        if lease.spent:
-            self.discard(lease)
-            return
+        lease.abandoned = lease.abandoned or lease.spent
         with self._lock:
             self._held.discard(lease)
             if not (lease.lost or lease.abandoned):
@@ -150,35 +142,22 @@ class Leases:
         with self._lock:
             self._held.discard(lease)
 
-    def discard(self, lease: Lease, undo: Undo | None = None) -> None:
-        """Nothing is executed under `lease`, but it may own something, or come to: delete it.
+    def take_back(self, lease: Lease, undo: Undo | None = None) -> None:
+        """A statement under `lease` ended in doubt, and nothing is executed under it.
 
-        If the claim of a run was not answered, the run would stand still for as long as the lease
-        has left, with nobody to execute it.
+        What it owns would stand still for as long as the lease has left.
 
         Arguments:
-            undo: what is to be written before that; it may be repeated.
+            undo: called as soon as the ledger answers, if that is before the lease's end.
         """
-        lease.abandoned = True
-        with self._lock:
-            self._held.discard(lease)
-            self._discarded.setdefault(lease, undo)
-            heartbeat = self._heartbeat
-        if heartbeat is not None:
-            heartbeat.hurry()
+        self.abandon(lease)
 
-    def _delete_discarded(self, ledger: Ledger) -> None:
-        if not self._discarded:
-            return
-        with self._lock:
-            found = dict(self._discarded)
-        for undo in found.values():
+        def let_go(ledger: Ledger) -> None:
             if undo is not None:
                 undo(ledger)
-        ledger.release([lease.id for lease in found])
-        with self._lock:
-            for lease in found:
-                self._discarded.pop(lease, None)
+            ledger.release([lease.id])
+
+        self._doubts.add(let_go, self.seconds)
 
     def _from_pool(self) -> Lease | None:
         while True:
@@ -207,11 +186,7 @@ class Leases:
     # -- for the heartbeat -----------------------------------------------------------------------
 
     def renew_all(self, ledger: Ledger) -> None:
-        """Renew every lease that is not lost; mark those that could not be as lost.
-
-        Those that were discarded are deleted.
-        """
-        self._delete_discarded(ledger)
+        """Renew every lease that is not lost; mark those that could not be as lost."""
         with self._lock:
             leases = [*self._idle, *self._held]
         if leases:
@@ -226,7 +201,7 @@ class Leases:
         for lease in wanted:
             if lease.id in alive:
                 self._trust(lease, started)
-            else:
+            elif not lease.abandoned:  # And deleted, since it was asked for.
                 lease.lost = True
                 signals.lease_lost(lease.id, "it had ended when it was to be renewed")
                 # What it owned is free now rather than when somebody asks for it.
@@ -263,8 +238,8 @@ class Leases:
                 self._heartbeat = None
                 heartbeat.stop()
         try:
-            self._delete_discarded(self.ledger)
             self.ledger.release([lease.id for lease in idle])
+            self._doubts.settle(self.ledger)
         except LedgerError:
             return  # They expire by themselves.
         finally:
@@ -281,30 +256,17 @@ class Heartbeat:
         self._leases = leases
         self._make_ledger = make_ledger
         self._interval = interval
-        self._stopped = False
-        # Held while there is nothing to do; the only wait that works in a real thread even where
-        # gevent has replaced everything in `threading`.
-        self._idle = _real("allocate_lock")()
-        self._idle.acquire()
+        self._end = Bell()
         start_real_thread(self._run)
 
     def stop(self) -> None:
-        self._stopped = True
-        self.hurry()
-
-    def hurry(self) -> None:
-        """Do at once what would be done at the next beat."""
-        with suppress(RuntimeError):  # Somebody was faster.
-            self._idle.release()
+        self._end.ring()
 
     def _run(self) -> None:
         ledger: Ledger | None = None
         lost = False
         pause = self._interval
-        while True:
-            self._idle.acquire(True, pause)
-            if self._stopped:
-                break
+        while not self._end.wait(pause):
             try:
                 ledger = ledger or self._make_ledger()
                 self._leases.renew_all(ledger)
@@ -317,20 +279,6 @@ class Heartbeat:
                 lost, pause = True, min(1.0, self._interval)
         if ledger is not None:
             ledger.close()
-
-
-def start_real_thread(function: Callable[[], None]) -> None:
-    """Call `function` in a thread of the operating system, also where gevent has patched them."""
-    _real("start_new_thread")(function, ())
-
-
-def _real(name: str) -> Any:
-    """A function of `_thread`, as it was before gevent patched it."""
-    if "gevent.monkey" in sys.modules:
-        from gevent.monkey import get_original
-
-        return get_original("_thread", name)
-    return getattr(_thread, name)
 
 
 _ALL: WeakSet[Leases] = WeakSet()

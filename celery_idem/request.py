@@ -106,7 +106,7 @@ class Request(CeleryRequest):
             if pid and _process(pid) == pid and Member.of(app).settings.enabled:
                 # This may be called by a handler of signals, which must not wait for a lock.
                 _CANCELLED.append((app, pid))
-                start_new_thread(release_leases, (app, pid))
+                start_new_thread(release_leases, (app, pid, PATIENCE))
 
     def _is_claimed(self) -> bool:
         """True if the child is going to ask the ledger for this message's run."""
@@ -175,12 +175,16 @@ def _releaser() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=2, thread_name_prefix="celery_idem_release")
 
 
-def release_leases(app: Any, pid: int) -> None:
-    """Delete the leases of a child of this process that has died, once it is known to be gone."""
-    deadline = SYSTEM.elapsed() + PATIENCE
+def release_leases(app: Any, pid: int, patience: float = HOLD) -> None:
+    """Delete the leases of a child of this process that has died, once it is known to be gone.
+
+    Arguments:
+        patience: seconds after which it is left alone: its leases expire by themselves.
+    """
+    deadline = SYSTEM.elapsed() + patience
     while _is_there(pid):
         if SYSTEM.elapsed() > deadline:
-            return  # They expire by themselves.
+            return
         time.sleep(PAUSE)
     try:
         Member.of(app).leases.ledger.release_child(PROCESS, pid)

@@ -32,11 +32,12 @@ from uuid import uuid4
 from celery_idem import signals
 from celery_idem.clock import SYSTEM
 from celery_idem.errors import LedgerError, LockReentered
-from celery_idem.lease import Lease, Leases, start_real_thread
+from celery_idem.lease import Lease, Leases
 from celery_idem.ledger import LockRequest, Taken
 from celery_idem.ledger.rows import lock_name
 from celery_idem.lock.held import ENTERED, Lock, entered
 from celery_idem.lock.redis import RedisFilter
+from celery_idem.real_threads import start_real_thread
 
 #: The part of ``max_hold`` after which others may get in: the clocks of holder and database drift.
 DRIFT = 0.01

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from uuid import uuid4
 
@@ -22,16 +23,13 @@ from celery_idem.errors import (
     LockNotAcquired,
     ResultLost,
 )
-from celery_idem.holding import claimed, owning, take_back
+from celery_idem.holding import GRACE, claimed, owning, take_back
 from celery_idem.keys import RunKey
 from celery_idem.lease import Lease
 from celery_idem.ledger import Ledger
 from celery_idem.once.party import Job, Party
 from celery_idem.policy import OnContended
 from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunState
-
-#: Seconds that a ledger keeps with a claim that was given back; nobody reads them here.
-_GRACE = 60.0
 
 
 class Block(AbstractContextManager["Run | None"]):
@@ -73,7 +71,8 @@ class Block(AbstractContextManager["Run | None"]):
 
     def _claim(self, stack: ExitStack) -> Run | None:
         lease = self._party.acquire()
-        request, claim = claimed(self._leases, lease, lambda: self._request(lease), _GRACE)
+        give_up = partial(take_back, self._leases, lease)
+        request, claim = claimed(self._leases, lease, partial(self._request, lease), give_up)
         self.claim = claim
         lease.spent = claim.doubtful
         if claim.outcome is not ClaimOutcome.CLAIMED:
@@ -81,7 +80,7 @@ class Block(AbstractContextManager["Run | None"]):
             self._decline(claim)
             return None
         if lease.trusted_for <= 0:
-            take_back(self._leases, lease, request, _GRACE)
+            give_up(request)
             raise LeaseLost(self.key.text, claim.fence, "its lease ended while it was claimed")
         run = self._make_run(claim, lease)
         stack.enter_context(self._body(run, lease))
@@ -206,7 +205,7 @@ class Block(AbstractContextManager["Run | None"]):
         run.ended = True
 
     def _give_back(self, run: Run, error: str) -> None:
-        if not self._ledger.give_back(run.key, run.fence, error, _GRACE):
+        if not self._ledger.give_back(run.key, run.fence, error, GRACE):
             raise LeaseLost(run.key.text, run.fence, "it was taken over")
 
     def _lose(self, run: Run, exc: IdemError) -> None:

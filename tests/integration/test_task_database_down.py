@@ -94,9 +94,21 @@ def test_a_task_may_run_without_a_claim(stage: Stage, proxy: Proxy, worker: Work
     assert stage.row("unclaimed", task_id) is None
 
 
-@pytest.mark.parametrize("options", [{}, {"on_crash": "abandon"}, {"max_attempts": 1}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "is_shared"),
+    [
+        ({}, False),
+        ({"on_crash": "abandon"}, False),
+        ({"max_attempts": 1}, False),
+        ({"on_crash": "abandon"}, True),
+    ],
+)
 def test_a_claim_whose_answer_is_lost_is_taken_back(
-    new_stage: NewStage, module_postgres: str, proxy: Proxy, options: dict[str, Any]
+    new_stage: NewStage,
+    module_postgres: str,
+    proxy: Proxy,
+    options: dict[str, Any],
+    is_shared: bool,
 ) -> None:
     """As soon as the database answers: the claim's lease would hold the run for ten minutes.
 
@@ -108,20 +120,23 @@ def test_a_claim_whose_answer_is_lost_is_taken_back(
     assert stage.get(stage.send("note")) == ""
     task_id = str(uuid4())
     proxy.cut_when(lambda _, message: task_id.encode() in message, forwarded=True)
-    stage.send("note", task_id=task_id)
+    headers = {"idem_key": task_id} if is_shared else {}
+    key = RunKey(f"{NAMESPACE}:tests.note" + (f"={task_id}" if is_shared else f"[{task_id}]"))
+    stage.send("note", task_id=task_id, headers=headers)
     assert proxy.struck.wait(PATIENCE), "no claim"
     proxy.cut()
     try:
         stage.wait_for_fact(task_id, "run_put_back")
         with closing(Ledger.from_url(module_postgres)) as ledger:
-            row = ledger.read(RunKey(f"{NAMESPACE}:tests.note[{task_id}]"))
+            row = ledger.read(key)
         # Its worker does not know it.
         assert row is not None and row.state is RunState.RUNNING
         assert (row.lease_seconds or 0.0) > 500
     finally:
         proxy.mend()
     assert stage.get(task_id) == ""
-    row = stage.wait_final("note", task_id)
+    row = stage.ledger.read(key)
+    assert row is not None
     assert (row.state, row.fence, row.attempts) == (RunState.SUCCEEDED, 2, 1)
     assert stage.effects(task_id) == ["note"]
 

@@ -6,7 +6,7 @@ the answers. The searches here follow every history of them, one statement a ste
 Real
     Each statement is that of the ledger in memory, which answers as the others do (`walk`, and
     `tests/contract/test_alike.py`). `Ledger.claim`, `end`, `retry`, `give_back`, `repair` and
-    `was_committed` are stepped as they are (`replay`).
+    `was_committed` are stepped as they are, and so is `celery_idem.holding.unclaim` (`replay`).
 Written anew
     What workers, beats and parents do with answers (`workers`, `bodies`, `beats`, `parents`), as
     `celery_idem.execution`, `reconcile` and `request` do it.

@@ -18,13 +18,17 @@ ALPHABETS = {
     for alphabet in (
         # Ownership: two workers, copies of one message without end, deaths, lost answers.
         Alphabet("claims", strays=False),
+        # A claim that was not answered is taken back: two workers, and in the searches below.
+        Alphabet("taken back", strays=False, again=False, undoes=True),
         # The same with copies that the broker does not call redelivered.
         Alphabet("copies", again=False, doubts=False),
         # Attempts are counted: two owners may die. Answers arrive.
         Alphabet("attempts", ends=(_F, "reject"), strays=False, doubts=False, counts=True),
         # Retries: all that may happen to one worker, and two workers without beats.
         Alphabet("retries", ends=(_S, "retry"), retries=1, strays=False, again=False),
-        Alphabet("rejects", ends=(_S, "retry", "reject"), retries=1, counts=True, workers=1),
+        Alphabet(
+            *("rejects", (_S, "retry", "reject")), retries=1, counts=True, workers=1, undoes=True
+        ),
         Alphabet(
             *("due", (_S, "retry")),
             retries=1,
@@ -39,6 +43,7 @@ ALPHABETS = {
         Alphabet(
             *("late", (_S, "reject")),
             late=True,
+            undoes=True,
             beats=1,
             workers=1,
             strays=False,
@@ -51,6 +56,7 @@ ALPHABETS = {
             *("late retries", (_S, "retry")),
             retries=1,
             late=True,
+            undoes=True,
             workers=1,
             strays=False,
             again=False,
@@ -85,6 +91,7 @@ ALPHABETS = {
             *("verdicts", (_S, _F)),
             limits=True,
             late=True,
+            undoes=True,
             workers=1,
             strays=False,
             doubts=False,
@@ -111,6 +118,7 @@ ALPHABETS = {
             beats=1,
             workers=1,
             strays=False,
+            undoes=True,
         ),
         Alphabet(
             "namespaces",
@@ -122,13 +130,15 @@ ALPHABETS = {
             strays=False,
             doubts=False,
         ),
-        Alphabet("ad hoc", beats=1, workers=1, strays=False),
+        Alphabet("ad hoc", beats=1, workers=1, strays=False, undoes=True),
         Alphabet("left callbacks", unsent=True, slots=True, beats=1, workers=1, strays=False),
     )
 }
 
 DEEP = [
     replace(ALPHABETS["claims"], strays=True),
+    replace(ALPHABETS["claims"], undoes=True),
+    replace(ALPHABETS["retries"], undoes=True),
     replace(ALPHABETS["copies"], again=True, doubts=True),
     replace(ALPHABETS["attempts"], doubts=True, strays=True),
     replace(ALPHABETS["retries"], again=True),

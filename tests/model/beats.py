@@ -178,7 +178,7 @@ class Beats(Steps):
                 after = world._replace(books=books._replace(leases=ends))
                 calls: Any = ((("expire", lease), None),)
                 # Nothing may depend on the end of a lease that somebody renews.
-                luck = holder is not None and holder.at != "dead"
+                luck = holder is not None and holder.at not in ("dead", "undo")
                 yield step(f"lease {lease} expires", after, luck=luck, calls=calls)
         if any(not alive for _, alive in books.leases) or (holders and self._buries_all):
             done = self.execute(world, ("bury_expired",))

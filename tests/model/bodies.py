@@ -136,7 +136,7 @@ class Bodies(Steps):
         if back is not None:
             world = world._replace(queue=world.queue | {(back, True)})
         me = world.threads[number]
-        if me.spent and self.rules.spends:
+        if (me.spent and self.rules.spends) or me.at == "undo":
             return world.put(number, Thread())
         return world.put(number, Thread(lease=me.lease, trusts=me.trusts))
 

@@ -45,6 +45,7 @@ RULES = [
     _rule("claims", _BESIDE, trusts_no_longer=False),
     _rule("claims", _NEVER, abandons=False),
     _rule("repairs", _NEVER, abandons_repairs=False),
+    _rule("taken back", _LATE, takes_back_its_own=False),
     _rule("late", _NEVER, spends=False),
     _rule("claims", _NEVER, repeats=False),
     _rule("retries", "a retry is executed that the ledger does not await", awaits_first=False),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from celery_idem.errors import LeaseLost, LedgerUnavailable, ResultLost
+from celery_idem.holding import unclaim
 from celery_idem.ledger import Retry, Unsent
 from celery_idem.ledger.memory import MemoryLedger
 from celery_idem.run import ClaimOutcome, ClaimRequest, RunRow, RunState
@@ -157,6 +158,9 @@ class Replay:
             claim = ledger.claim(place.request(ask))
             found = claim.seen and seen_of(claim.seen)
             return Outcome(claim.outcome.value, Fence(claim.fence), found)
+        if name.startswith("take back"):
+            assert ask is not None
+            return self._taken_back(ledger, place.request(ask), its_own=name == "take back")
         if name == "repair":
             assert ask is not None and seen is not None
             won = ledger.repair(place.request(ask), place.run_row(seen))
@@ -171,6 +175,13 @@ class Replay:
             ledger.callbacks_sent(key, fence)
         else:
             return self._of_transaction(ledger, name, fence)
+        return Outcome("done")
+
+    def _taken_back(self, ledger: Any, request: ClaimRequest, its_own: bool) -> Outcome:
+        if its_own:
+            unclaim(request, None, ledger)
+        elif (found := ledger.read(request.key)) and found.state is RunState.RUNNING:
+            ledger.give_back(request.key, found.fence, "", 1.0)
         return Outcome("done")
 
     def _of_transaction(self, ledger: Any, name: str, fence: int) -> Outcome:

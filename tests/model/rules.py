@@ -21,6 +21,8 @@ class Rules:
     #: Who does not learn the answer to a claim, or to a repair, never renews that lease again.
     abandons: bool = True
     abandons_repairs: bool = True
+    #: Who takes a claim back that was not answered looks whether it is the claim that stands.
+    takes_back_its_own: bool = True
     #: Whose claim had to be repeated does not use that lease for another run.
     spends: bool = True
     #: A statement whose answer was lost is repeated as it was.
@@ -53,6 +55,7 @@ class Alphabet:
         expires: messages expire before they are claimed.
         limits: bodies are killed at a time limit by their parent, which then tells the ledger.
         siblings: threads are children of one parent; otherwise of two, with equal process ids.
+        undoes: a claim that was not answered is taken back.
         closes: beats may find that a waiting run is not to begin any more.
     """
 
@@ -73,6 +76,7 @@ class Alphabet:
     expires: bool = False
     limits: bool = False
     siblings: bool = True
+    undoes: bool = False
     closes: bool = False
     #: Attempts are counted, and limited.
     counts: bool = False

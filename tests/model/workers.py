@@ -19,6 +19,7 @@ from tests.model.world import Thread, World
 #: Where a thread executes a composite, and under which name.
 _PROGRAMS = {
     "claim": "claim",
+    "undo": "take back",
     "end": "end",
     "retry": "retry",
     "reject": "give back",
@@ -60,14 +61,15 @@ class Workers(Bodies):
 
     def _dies(self, world: World, number: int) -> World:
         me = world.threads[number]
-        world = world._replace(queue=world.queue | {(me.number, True)})
+        if me.at != "undo":  # Its message was put back.
+            world = world._replace(queue=world.queue | {(me.number, True)})
         return world.put(number, Thread())
 
     # -- its lease -------------------------------------------------------------------------------
 
     def _of_lease(self, world: World, number: int) -> Iterator[Step]:
         me = world.threads[number]
-        if me.lease is None or me.at == "dead":
+        if me.lease is None or me.at in ("dead", "undo"):
             return
         if me.trusts:
             # Before the ledger names it, a lease may as well end a moment after.
@@ -126,7 +128,9 @@ class Workers(Bodies):
     def program(self, me: Thread) -> Program:
         ask = Ask(me.lease or "", me.claim or "", me.number, me.expired)
         name = _PROGRAMS[me.at]
-        if name == "claim":
+        if name == "take back" and not self.rules.takes_back_its_own:
+            name = "take back any"
+        if me.at in ("claim", "undo"):
             return Program(name, ask)
         if name == "repair":
             return Program(name, ask, me.seen)
@@ -209,7 +213,7 @@ class Workers(Bodies):
             return self._after_finish(world, number, me, found), None
         if me.at == "ask":
             return self._after_ask(world, number, me, found)
-        if me.at == "report":
+        if me.at in ("report", "undo"):
             return self._rests(world, number), None
         if found.name == "committed":
             return self._rests(world, number), "a transaction was committed, and its body not told"
@@ -240,7 +244,7 @@ class Workers(Bodies):
                 number, me._replace(at="start", fence=found.fence, again=False, claim=None)
             )
         if found.name == LOST:
-            return self._gives_up(world, number, self.rules.abandons)
+            return self._after_no_answer(world, number, me)
         again = me.again and self.rules.puts_back
         if seen is not None and found.name == ClaimOutcome.FINISHED.value and seen.row.pending:
             if seen.left != 1:
@@ -252,6 +256,13 @@ class Workers(Bodies):
             if waits or found.name == ClaimOutcome.RUNNING.value:
                 return self._rests(world, number, back=seen.row.retries)
         return self._rests(world, number)
+
+    def _after_no_answer(self, world: World, number: int, me: Thread) -> World:
+        gives_up = self._gives_up(world, number, self.rules.abandons)
+        if not (self.alphabet.undoes and self.rules.abandons):
+            return gives_up
+        undo = Thread("undo", me.lease, number=me.number, claim=me.claim)
+        return gives_up.put(number, undo)
 
     def _after_ask(
         self, world: World, number: int, me: Thread, found: Outcome

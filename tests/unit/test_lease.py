@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from celery_idem import doubts
 from celery_idem.clock import SYSTEM, Clock
-from celery_idem.errors import LedgerUnavailable
+from celery_idem.errors import LedgerError, LedgerUnavailable
 from celery_idem.lease import MARGIN, PROCESS, Leases
 from celery_idem.ledger import Owner
 from celery_idem.ledger.memory import MemoryLedger
@@ -28,6 +29,7 @@ class Away(MemoryLedger):
     def __init__(self, clock: Clock = SYSTEM) -> None:
         super().__init__(clock)
         self.away = False
+        self.asked = 0
         self.closed = 0
         self.delay: Callable[[], None] = lambda: None
 
@@ -51,6 +53,7 @@ class Away(MemoryLedger):
 
     def _answer(self) -> None:
         if self.away:
+            self.asked += 1
             raise LedgerUnavailable("away")
 
 
@@ -199,67 +202,92 @@ def test_a_spent_lease_is_renewed_until_it_is_given_back(leases: Leases, ledger:
     leases.give_back(lease)
     assert lease.trusted_for == 0.0
     assert leases.acquire() is not lease
-    wait_until(lambda: lease.id not in ids(ledger))
 
 
-# -- in doubt -----------------------------------------------------------------------------------
+# -- in doubt ------------------------------------------------------------------------------------
 
 
-def test_a_discarded_lease_is_deleted_at_once(leases: Leases, ledger: Away) -> None:
-    """Not at the next beat, in twenty minutes: it may own a run that nobody executes."""
+def test_what_is_in_doubt_is_taken_back_at_once(leases: Leases, ledger: Away) -> None:
+    """Not when the lease has ended, in an hour; and first what it may own."""
     held, lease = leases.acquire(), leases.acquire()
-    leases.discard(lease)
+    seen: list[set[str]] = []
+    leases.take_back(lease, lambda given: seen.append(ids(ledger)))
     assert lease.trusted_for == 0.0
     wait_until(lambda: ids(ledger) == {held.id})
+    assert seen == [{held.id, lease.id}]
     leases.give_back(lease)
     assert leases.acquire() is not lease
 
 
-def test_a_discarded_lease_is_deleted_when_the_ledger_answers(leases: Leases, ledger: Away) -> None:
+def test_what_is_in_doubt_is_taken_back_when_the_ledger_answers(
+    leases: Leases, ledger: Away
+) -> None:
+    """Nor do others wait for it meanwhile."""
     held, lease = leases.acquire(), leases.acquire()
     ledger.away = True
-    leases.discard(lease)
-    with pytest.raises(LedgerUnavailable):
-        leases.acquire()
+    leases.take_back(lease)
+    wait_until(lambda: ledger.asked > 0)
+    leases.give_back(held)
+    assert leases.acquire() is held
     assert ids(ledger) == {held.id, lease.id}
     ledger.away = False
     wait_until(lambda: ids(ledger) == {held.id})
 
 
-def test_a_discarded_lease_is_deleted_before_the_next_claim(leases: Leases, ledger: Away) -> None:
-    """Of the same process: it may be the message whose claim was not answered."""
-    lease = leases.acquire()
-    leases.retire()  # No heartbeat is faster.
-    leases.discard(lease)
-    assert ids(ledger) == {lease.id}
-    new = leases.acquire()
-    assert ids(ledger) == {new.id}
+def test_a_renewal_does_not_wait_for_what_is_in_doubt(
+    leases: Leases, ledger: Away, clock: SettableClock
+) -> None:
+    """A table of runs that is locked for an hour must not end the leases of bodies."""
+    held, lease = leases.acquire(), leases.acquire()
+    locked = threading.Event()
 
+    def wait(given: object) -> None:
+        locked.wait(60)
 
-def test_what_a_discarded_lease_may_own_is_taken_back_first(leases: Leases, ledger: Away) -> None:
-    """Again if the ledger did not answer in the midst of it; once it has, never more."""
-    lease = leases.acquire()
-    seen: list[set[str]] = []
-
-    def undo(given: object) -> None:
-        assert given is ledger
-        seen.append(ids(ledger))
-        ledger.away = len(seen) == 1
-
-    leases.discard(lease, undo)
-    wait_until(lambda: len(seen) == 1)
-    ledger.away = False
-    wait_until(lambda: ids(ledger) == set())
-    assert seen == [{lease.id}] * 2
+    leases.take_back(lease, wait)
+    clock.advance(1000)
     leases.renew_all(ledger)
+    assert held.trusted_for == pytest.approx(TRUST)
+    locked.set()
+
+
+def test_what_the_ledger_refuses_to_take_back_is_left_to_end(
+    leases: Leases, ledger: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and told: what comes after it is taken back all the same."""
+    bad, good = leases.acquire(), leases.acquire()
+
+    def refuse(given: object) -> None:
+        raise LedgerError("the ledger cannot take a value")
+
+    leases.take_back(bad, refuse)
+    leases.take_back(good)
+    wait_until(lambda: ids(ledger) == {bad.id})
+    (record,) = [it for it in caplog.records if getattr(it, "action", "") == "ledger_lost"]
+    assert "cannot take a value" in record.getMessage()
     leases.acquire()
-    assert len(seen) == 2
 
 
-def test_a_clean_exit_deletes_discarded_leases(leases: Leases, ledger: Away) -> None:
+def test_what_is_in_doubt_is_left_alone_after_its_lease(
+    leases: Leases, ledger: Away, clock: SettableClock
+) -> None:
     lease = leases.acquire()
-    leases.retire()
-    leases.discard(lease)
+    ledger.away = True
+    leases.take_back(lease)
+    wait_until(lambda: ledger.asked > 0)
+    clock.advance(LONG)
+    wait_until(lambda: not leases._doubts._has_thread)
+    assert leases._doubts._waiting == []
+
+
+def test_a_clean_exit_takes_back_what_is_in_doubt(
+    leases: Leases, ledger: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that does it ends with the process."""
+    monkeypatch.setattr(doubts, "start_real_thread", lambda function: None)
+    lease = leases.acquire()
+    leases.take_back(lease)
+    assert ids(ledger) == {lease.id}
     leases.close()
     assert ids(ledger) == set()
 
