@@ -48,7 +48,14 @@ def until_free(request: Any, lease_seconds: float) -> float:
 
 
 def put_back(
-    task: Any, request: Any, name: object, delay: float, reason: str, retries: int | None = None
+    task: Any,
+    request: Any,
+    name: object,
+    delay: float,
+    reason: str,
+    retries: int | None = None,
+    *,
+    is_owned: bool = False,
 ) -> NoReturn:
     """Publish the message of `request` anew, to come in `delay` seconds, and acknowledge this one.
 
@@ -59,10 +66,11 @@ def put_back(
     Arguments:
         name: what logs and signals call the run.
         retries: another retry number for the message.
+        is_owned: its run has an owner; see `until_free`.
     """
     number = request.retries if retries is None else retries
     try:
-        seconds = messages.publish_anew(task, request, delay, number)
+        seconds = messages.publish_anew(task, request, delay, number, is_owned=is_owned)
     except Exception as exc:
         signals.put_back(task, name, 0, f"{reason}; {_trouble(task.app, exc)}")
         with suppress(SoftTimeLimitExceeded):  # Which would fail the task, and lose the message.
@@ -130,12 +138,25 @@ class Delivery:
             self._put_back(key, 0.0, f"it was returned to its queue {returns} times")
 
     def _put_back(
-        self, key: RunKey, delay: float, reason: str, retries: int | None = None
+        self,
+        key: RunKey,
+        delay: float,
+        reason: str,
+        retries: int | None = None,
+        *,
+        is_owned: bool = False,
     ) -> NoReturn:
         """Publish the message anew, to come in `delay` seconds, and acknowledge this one."""
         if self.request.is_eager:
             raise LeaseLost(key.text, 0, reason)
-        put_back(self.task, self.request, key, delay, reason, retries)
+        put_back(self.task, self.request, key, delay, reason, retries, is_owned=is_owned)
+
+    def _await_owner(
+        self, key: RunKey, lease_seconds: float, reason: str, retries: int | None = None
+    ) -> NoReturn:
+        """Put the message back, whose run has an owner for so many seconds at least."""
+        delay = until_free(self.request, lease_seconds)
+        self._put_back(key, delay, reason, retries, is_owned=True)
 
     def _refuse(self, exc: Exception) -> NoReturn:
         """Fail a message that cannot name its run, and keep its content for people."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass
 
 from celery_idem import signals
 from celery_idem.clock import Clock
@@ -23,7 +24,8 @@ PAUSE = 0.5
 Undo = Callable[[Ledger], None]
 
 
-class _Doubt(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Doubt:
     undo: Undo
     #: On the process's clock.
     settled_at: float
@@ -49,58 +51,62 @@ class Doubts:
 
     def add(self, undo: Undo, seconds: float) -> None:
         """Call `undo` in another thread, until the ledger has answered or `seconds` have passed."""
-        doubt = _Doubt(undo, self._clock.elapsed() + seconds)
         with self._lock:
-            self._waiting.append(doubt)
-            starts, self._has_thread = not self._has_thread, True
-        if not starts:
-            return
-        try:
-            start_real_thread(self._run)
-        except RuntimeError:  # There can be no more threads; it settles itself.
-            self._has_thread = False
+            self._waiting.append(_Doubt(undo, self._clock.elapsed() + seconds))
+            if self._has_thread:
+                return
+            try:
+                self._has_thread = True
+                start_real_thread(self._run)
+            except RuntimeError:  # There can be no more threads; it settles itself.
+                self._has_thread = False
+            except BaseException:
+                self._has_thread = False
+                raise
 
     def settle(self, ledger: Ledger) -> None:
         """Try once, at the end of the process, what waits still.
 
+        What the thread is about as well, as it ends with the process: to undo it twice is harmless.
+
         Raises:
             LedgerUnavailable: the ledger does not answer.
         """
-        while (doubt := self._next()) is not None:
+        for doubt in list(self._waiting):
             self._undo(doubt, ledger)
 
-    def _next(self) -> _Doubt | None:
-        """Each for one caller alone."""
-        with self._lock:
-            return self._waiting.pop(0) if self._waiting else None
-
-    def _next_or_end(self) -> _Doubt | None:
-        """As `_next`, for the thread; without one it ends, and the next `add` starts another."""
-        with self._lock:
-            if self._waiting:
-                return self._waiting.pop(0)
-            self._has_thread = False
-            return None
-
     def _run(self) -> None:
+        try:
+            self._undo_all()
+        except BaseException:
+            self._has_thread = False
+            raise
+
+    def _undo_all(self) -> None:
         pause = Bell()
         ledger: Ledger | None = None
-        while (doubt := self._next_or_end()) is not None:
+        while (doubt := self._next()) is not None:
             try:
                 ledger = ledger or self._make_ledger()
                 self._undo(doubt, ledger)
             except Exception as exc:
-                if self._clock.elapsed() >= doubt.settled_at:
+                self._remove(doubt)
+                if self._clock.elapsed() < doubt.settled_at:
+                    with self._lock:
+                        self._waiting.append(doubt)
+                    pause.wait(PAUSE)
+                else:
                     signals.ledger_lost("What was in doubt is left to end by itself", exc)
-                    continue
-                with self._lock:
-                    self._waiting.append(doubt)
-                pause.wait(PAUSE)
         if ledger is not None:
             ledger.close()
 
-    @staticmethod
-    def _undo(doubt: _Doubt, ledger: Ledger) -> None:
+    def _next(self) -> _Doubt | None:
+        """The one that has waited for longest; without one the thread ends."""
+        with self._lock:
+            self._has_thread = bool(self._waiting)
+            return self._waiting[0] if self._waiting else None
+
+    def _undo(self, doubt: _Doubt, ledger: Ledger) -> None:
         try:
             doubt.undo(ledger)
         except LedgerUnavailable:
@@ -108,3 +114,8 @@ class Doubts:
         except LedgerError as exc:
             # To repeat it will not help, and others wait.
             signals.ledger_lost("What was in doubt is left to end by itself", exc)
+        self._remove(doubt)
+
+    def _remove(self, doubt: _Doubt) -> None:
+        with self._lock, suppress(ValueError):
+            self._waiting.remove(doubt)

@@ -8,7 +8,6 @@ Must not know schedulers, nor how a ledger stores anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -20,7 +19,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
 from celery_idem.closing import Closing
-from celery_idem.delivery import soon, until_free
+from celery_idem.delivery import soon
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
     DuplicateRun,
@@ -99,19 +98,31 @@ class Execution(Closing):
 
     def _claim(self, key: RunKey, lease: Lease) -> tuple[ClaimRequest, Claim]:
         """What was asked, and the answer."""
-        give_up: Callable[[ClaimRequest], None] = partial(self._take_back, lease)
-        if self._option("on_database_error") == OnDatabaseError.RUN:
-            # The body begins all the same: a claim that stands keeps others away, for a lease.
-            give_up = lambda _: self.leases.abandon(lease)  # noqa: E731
+        make_request = partial(self._request, key, lease)
         try:
-            return claimed(self.leases, lease, partial(self._request, key, lease), give_up)
+            return claimed(self.leases, lease, make_request, partial(self._give_up, lease))
         except SoftTimeLimitExceeded:
             self._put_back(key, soon(), "its time limit ended while it was claimed")
 
+    def _give_up(self, lease: Lease, request: ClaimRequest, exc: BaseException) -> None:
+        """The claim was not answered."""
+        runs = self._option("on_database_error") == OnDatabaseError.RUN
+        # The body begins all the same: a claim that stands keeps others away, for a lease.
+        if not (runs and isinstance(exc, LedgerError)) or skipping.is_unwanted(self.request):
+            self._take_back(lease, request)
+
     def _take_back(self, lease: Lease, request: ClaimRequest) -> None:
-        """The message of this claim comes again."""
-        # A key that others have must not wait for a message that only the broker has.
-        message = self._message(request.key) if self.is_shared else None
+        """The message of this claim comes again; unless it is a call, which fails."""
+        expires = self.is_shared and self.request.expires
+        if self.request.is_eager or expires:
+            # No other message could have the key as long as this one is waited for.
+            self.leases.take_back(lease)
+            return
+        message = None
+        if self.is_shared:
+            # A key that others have must not wait for a message that only the broker has.
+            with suppress(Exception):
+                message = self._message(request.key)
         take_back(self.leases, lease, request, message)
 
     # -- which run it is -------------------------------------------------------------------------
@@ -202,9 +213,7 @@ class Execution(Closing):
         if not (may_be_dead and is_left_undone(self.task, self.request, seen, redelivered)):
             self._decline(key, claim)
         if left > 0:
-            self._put_back(
-                key, until_free(self.request, left), "its worker has not told its result yet"
-            )
+            self._await_owner(key, left, "its worker has not told its result yet")
         try:
             fence = self.ledger.repair(self._request(key, lease), seen)
         except (LedgerError, SoftTimeLimitExceeded) as exc:
@@ -237,8 +246,7 @@ class Execution(Closing):
             if claim.outcome is ClaimOutcome.RUNNING:
                 # It is this message that was with the owner: without it nobody would notice that
                 # the owner is dead.
-                delay = until_free(self.request, seen.lease_seconds or 0.0)
-                self._put_back(key, delay, reason, seen.retries)
+                self._await_owner(key, seen.lease_seconds or 0.0, reason, seen.retries)
             if claim.outcome is ClaimOutcome.RETRYING and self.request.retries < seen.retries:
                 due_in = messages.seconds_until(None, seen.due_at)
                 self._put_back(key, due_in, reason, seen.retries)

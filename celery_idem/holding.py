@@ -14,7 +14,7 @@ from functools import partial
 from celery_idem.lease import Lease, Leases
 from celery_idem.ledger import Ledger
 from celery_idem.lock import Locks
-from celery_idem.run import Claim, ClaimRequest, Run, RunState
+from celery_idem.run import UNANSWERED, Claim, ClaimRequest, Run, RunState
 
 #: Seconds after which a run that was given back is published again, if nobody has claimed it by
 #: then: its message was put back, and comes earlier.
@@ -25,18 +25,21 @@ def claimed(
     leases: Leases,
     lease: Lease,
     make_request: Callable[[], ClaimRequest],
-    take_back: Callable[[ClaimRequest], None],
+    give_up: Callable[[ClaimRequest, BaseException], None],
 ) -> tuple[ClaimRequest, Claim]:
-    """Claim a run: what was asked, and the answer; without one, what was asked is taken back."""
+    """Claim a run: what was asked, and the answer.
+
+    Arguments:
+        give_up: called if there is none, as the claim may stand, or come to.
+    """
     request: ClaimRequest | None = None
     try:
         request = make_request()
         return request, leases.ledger.claim(request)
-    except BaseException:
-        if request is None:
-            leases.abandon(lease)
-        else:
-            take_back(request)
+    except BaseException as exc:
+        leases.abandon(lease)
+        if request is not None:
+            give_up(request, exc)
         raise
 
 
@@ -62,7 +65,7 @@ def unclaim(request: ClaimRequest, message: str | None, ledger: Ledger) -> None:
     seen = ledger.read(request.key)
     is_first = seen is not None and seen.attempts <= 1
     if seen and is_first and (seen.state, seen.claim_id) == (RunState.RUNNING, request.claim_id):
-        ledger.give_back(seen.key, seen.fence, "its claim was not answered", GRACE, message)
+        ledger.give_back(seen.key, seen.fence, UNANSWERED, GRACE, message)
 
 
 @contextmanager

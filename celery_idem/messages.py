@@ -126,7 +126,10 @@ def returns(request: Any) -> int:
 
 
 def times_put_back(request: Any) -> int:
-    """How often the message of `request` was put back on its way here."""
+    """How often the message of `request` was put back as its run had an owner.
+
+    At least 1 if it was put back at all.
+    """
     told = (request.headers or {}).get(HEADER_PUT_BACK)
     # Whatever else a sender may have written there, it was not counted.
     return int(told) if isinstance(told, int) else bool(told)
@@ -160,15 +163,21 @@ def is_broker_fault(app: Celery, exc: BaseException) -> bool:
     return isinstance(root, faults) and not isinstance(root, LookupError)
 
 
-def publish_anew(task: Task[Any, Any], request: Any, delay: float, retries: int) -> int:
+def publish_anew(
+    task: Task[Any, Any], request: Any, delay: float, retries: int, *, is_owned: bool = False
+) -> int:
     """Publish the message of `request` again through its own route, to come after `delay`.
+
+    Arguments:
+        is_owned: its run has an owner, which is counted; see `times_put_back`.
 
     Returns:
         The delay in whole seconds, at least 1: a broker's native delay takes no fractions.
     """
     seconds = max(1, math.ceil(delay))
     # `signature_from_request` keeps links, chains and chords, as a retry does.
-    headers = {**(request.headers or {}), HEADER_PUT_BACK: times_put_back(request) + 1}
+    times = times_put_back(request)
+    headers = {**(request.headers or {}), HEADER_PUT_BACK: times + 1 if is_owned else times or 1}
     signature = task.signature_from_request(
         request, countdown=seconds, retries=retries, headers=headers
     )

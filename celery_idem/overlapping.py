@@ -17,7 +17,7 @@ from celery_idem.lease import Lease
 from celery_idem.lock import Locks
 from celery_idem.lock.held import Lock
 from celery_idem.policy import OnContended, Overlap
-from celery_idem.run import Run
+from celery_idem.run import UNANSWERED, Run
 
 #: Bounds of the pause, in seconds, after which a run that waits for its entry looks again.
 PAUSE = (0.5, 1.5)
@@ -74,4 +74,5 @@ def _soon() -> float:
 def _somebody_waits(entry: str, run: Run, locks: Locks, namespace: str) -> bool:
     """Whether a run of an earlier slot waits. Of two that do, the later one gives way."""
     waiting = locks.leases.ledger.given_back_before(namespace, run.key.slot)
-    return any(row.entry == entry for row in waiting)
+    # A claim that was not answered has met nobody: its message comes, and finds the lock as it is.
+    return any(row.entry == entry and row.error != UNANSWERED for row in waiting)

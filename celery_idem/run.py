@@ -51,6 +51,8 @@ _S = RunState
 
 #: Why a run is skipped whose slot came too late to be started.
 TOO_LATE = "it was not started before its deadline"
+#: Of a run that is ``scheduled`` again as nothing was executed under its claim.
+UNANSWERED = "its claim was not answered"
 
 #: The moves that exist; every guarded write of a ledger is one of them. RUNNING to RUNNING is a
 #: takeover, RUNNING to SCHEDULED a claim that was given back.

@@ -71,8 +71,12 @@ class Block(AbstractContextManager["Run | None"]):
 
     def _claim(self, stack: ExitStack) -> Run | None:
         lease = self._party.acquire()
-        give_up = partial(take_back, self._leases, lease)
-        request, claim = claimed(self._leases, lease, partial(self._request, lease), give_up)
+        request, claim = claimed(
+            self._leases,
+            lease,
+            partial(self._request, lease),
+            lambda request, _: take_back(self._leases, lease, request),
+        )
         self.claim = claim
         lease.spent = claim.doubtful
         if claim.outcome is not ClaimOutcome.CLAIMED:
@@ -80,7 +84,7 @@ class Block(AbstractContextManager["Run | None"]):
             self._decline(claim)
             return None
         if lease.trusted_for <= 0:
-            give_up(request)
+            take_back(self._leases, lease, request)
             raise LeaseLost(self.key.text, claim.fence, "its lease ended while it was claimed")
         run = self._make_run(claim, lease)
         stack.enter_context(self._body(run, lease))

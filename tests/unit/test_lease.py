@@ -280,16 +280,42 @@ def test_what_is_in_doubt_is_left_alone_after_its_lease(
     assert leases._doubts._waiting == []
 
 
-def test_a_clean_exit_takes_back_what_is_in_doubt(
-    leases: Leases, ledger: Away, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The thread that does it ends with the process."""
-    monkeypatch.setattr(doubts, "start_real_thread", lambda function: None)
-    lease = leases.acquire()
-    leases.take_back(lease)
-    assert ids(ledger) == {lease.id}
+def test_a_clean_exit_takes_back_what_is_in_doubt(leases: Leases, ledger: Away) -> None:
+    """Though a thread is about it: that ends with the process."""
+    lease, another = leases.acquire(), leases.acquire()
+    begun, may_go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def undo(given: object) -> None:
+        if not begun.is_set():
+            begun.set()
+            may_go_on.wait(60)
+        done.append("undone")
+
+    leases.take_back(lease, undo)
+    assert begun.wait(60)
+    leases.take_back(another)
     leases.close()
     assert ids(ledger) == set()
+    assert done == ["undone"]
+    may_go_on.set()
+    wait_until(lambda: not leases._doubts._has_thread)
+
+
+def test_without_another_thread_it_ends_by_itself(
+    leases: Leases, ledger: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(function: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doubts, "start_real_thread", refuse)
+        first = leases.acquire()
+        leases.take_back(first)
+        assert ids(ledger) == {first.id}
+    second = leases.acquire()
+    leases.take_back(second)
+    wait_until(lambda: ids(ledger) == set())
 
 
 # -- how they end --------------------------------------------------------------------------------

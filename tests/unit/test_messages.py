@@ -207,6 +207,19 @@ def test_a_message_is_published_anew_after_whole_seconds(
     assert before + timedelta(seconds=seconds) <= due <= SYSTEM.now() + timedelta(seconds=seconds)
 
 
+def test_it_is_counted_how_often_the_run_of_a_message_had_an_owner(
+    app: Celery, task: Task[Any, Any]
+) -> None:
+    """And noted, once, that it was put back for another reason."""
+    headers: dict[str, Any] = {}
+    for is_owned, count in ((False, 1), (False, 1), (True, 2), (True, 3), (False, 3)):
+        request = request_of(task, headers=headers)
+        messages.publish_anew(task, request, 1, 0, is_owned=is_owned)
+        (message,) = published(app)
+        headers = {messages.HEADER_PUT_BACK: message.headers[messages.HEADER_PUT_BACK]}
+        assert headers[messages.HEADER_PUT_BACK] == count
+
+
 def test_a_message_that_is_published_anew_is_the_same(app: Celery, task: Task[Any, Any]) -> None:
     """Id, arguments, retry number, headers, group and what follows it."""
     link = dict(app.signature("linked"))

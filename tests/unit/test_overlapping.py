@@ -16,7 +16,7 @@ from celery_idem.ledger.memory import MemoryLedger
 from celery_idem.lock import Locks
 from celery_idem.overlapping import alone
 from celery_idem.policy import OnContended, Overlap
-from celery_idem.run import ClaimRequest, Run
+from celery_idem.run import UNANSWERED, ClaimRequest, Run
 from tests.contract.stores import FIRST
 from tests.contract.together import in_threads
 
@@ -118,3 +118,10 @@ def test_the_one_that_has_waited_comes_before_a_new_one(locks: Locks) -> None:
     assert found is not None and found.then == OnContended.RETRY
     assert "has waited for longer" in str(found)
     assert enters(locks, first, Overlap.BUFFER_ONE) is None
+
+
+def test_whose_claim_was_not_answered_waits_for_nobody(locks: Locks) -> None:
+    """Its message comes again and finds the lock as it is then; a later one need not wait."""
+    first, second = run_of(locks, 1), run_of(locks, 2)
+    assert locks.leases.ledger.give_back(first.key, first.fence, UNANSWERED, 60.0)
+    assert enters(locks, second, Overlap.BUFFER_ONE) is None
