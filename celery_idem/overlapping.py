@@ -17,7 +17,7 @@ from celery_idem.lease import Lease
 from celery_idem.lock import Locks
 from celery_idem.lock.held import Lock
 from celery_idem.policy import OnContended, Overlap
-from celery_idem.run import UNANSWERED, Run
+from celery_idem.run import UNANSWERED, Run, RunState
 
 #: Bounds of the pause, in seconds, after which a run that waits for its entry looks again.
 PAUSE = (0.5, 1.5)
@@ -42,13 +42,14 @@ def _alone(entry: str, overlap: Overlap, run: Run, locks: Locks, namespace: str)
     assert isinstance(run.tenure, Lease)
     name = f"overlap:{entry}"
     found = locks.acquire([name], run.tenure)
-    waits = overlap is Overlap.BUFFER_ONE and _somebody_waits(entry, run, locks, namespace)
+    buffers = overlap is Overlap.BUFFER_ONE
+    waits = buffers and _somebody_waits(entry, run, locks, namespace)
     if not isinstance(found, Lock):
         why = f"an earlier run of entry {entry!r} goes on"
         raise Contended(name, 0.0, *_then(overlap, run, waits, why), seconds=_soon())
     try:
-        if waits:
-            # The turn of that one: it looks in a moment.
+        if waits or (buffers and _somebody_looks(entry, run, locks, namespace)):
+            # The turn of that one: it looks in a moment, or just now.
             why = f"an earlier run of entry {entry!r} has waited for longer"
             raise Contended(name, 0.0, OnContended.RETRY, why, seconds=_soon())
         yield
@@ -69,6 +70,18 @@ def _then(overlap: Overlap, run: Run, waits: bool, why: str) -> tuple[str, str]:
 
 def _soon() -> float:
     return random.uniform(*PAUSE)
+
+
+def _somebody_looks(entry: str, run: Run, locks: Locks, namespace: str) -> bool:
+    """Whether a run of an earlier slot has an owner, though not the lock, which we hold.
+
+    It has waited, and is about to learn that it must wait again; or its body has just ended.
+    """
+    begun = locks.leases.ledger.unfinished_before(namespace, run.task, run.key.slot)
+    return any(
+        row.entry == entry and row.state is RunState.RUNNING and (row.lease_seconds or 0.0) > 0
+        for row in begun
+    )
 
 
 def _somebody_waits(entry: str, run: Run, locks: Locks, namespace: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from celery_idem.errors import Contended
 from celery_idem.keys import RunKey, Stamp
-from celery_idem.lease import Leases
+from celery_idem.lease import Lease, Leases
 from celery_idem.ledger import NewSlot
 from celery_idem.ledger.memory import MemoryLedger
 from celery_idem.lock import Locks
@@ -118,6 +118,21 @@ def test_the_one_that_has_waited_comes_before_a_new_one(locks: Locks) -> None:
     assert found is not None and found.then == OnContended.RETRY
     assert "has waited for longer" in str(found)
     assert enters(locks, first, Overlap.BUFFER_ONE) is None
+
+
+def test_the_one_that_looks_just_now_comes_before_a_new_one(locks: Locks) -> None:
+    """It has an owner then, and the lock was not free a moment ago."""
+    first, second = run_of(locks, 1), run_of(locks, 2)
+    found = enters(locks, second, Overlap.BUFFER_ONE)
+    assert found is not None and found.then == OnContended.RETRY
+    assert enters(locks, first, Overlap.BUFFER_ONE) is None
+
+
+def test_nobody_waits_for_the_dead(locks: Locks) -> None:
+    dead, second = run_of(locks, 1), run_of(locks, 2)
+    assert isinstance(dead.tenure, Lease)
+    locks.leases.ledger.release([dead.tenure.id])
+    assert enters(locks, second, Overlap.BUFFER_ONE) is None
 
 
 def test_whose_claim_was_not_answered_waits_for_nobody(locks: Locks) -> None:
