@@ -22,6 +22,7 @@ from celery_idem.errors import (
     IdemError,
     LeaseLost,
     LedgerError,
+    LedgerUnavailable,
     LockLost,
     LockNotAcquired,
     ResultLost,
@@ -94,6 +95,12 @@ class Closing(Delivery):
             self._end(run, RunState.FAILED, error)
             signals.failed(self.task, run.key, error)
             self._pause_entry(run.key, error)
+
+    def _not_begun(self, run: Run, exc: LedgerUnavailable) -> None:
+        """The database went away between the claim and the body: no failure of that one."""
+        self._give_back(run, str(exc))
+        if not self.request.is_eager:
+            self._put_back(run.key, soon(), str(exc))
 
     def _await_eager_retry(self, run: Run, exc: Retry) -> None:
         retry = AwaitedRetry(run.retries + 1, 0.0, None)

@@ -26,6 +26,7 @@ from celery_idem.errors import (
     IdemError,
     KeyReused,
     LedgerError,
+    LedgerUnavailable,
     RunDead,
 )
 from celery_idem.holding import claimed, owning, take_back
@@ -170,6 +171,7 @@ class Execution(Closing):
 
     def _run(self, run: Run, taken_over: bool, args: Any, kwargs: Any) -> Any:
         token = CURRENT.set(run)
+        has_begun = False
         try:
             if taken_over:
                 self._record("takeover", run.key, f"fence {run.fence}, attempt {run.attempt}")
@@ -179,8 +181,11 @@ class Execution(Closing):
             own = alone(self.stamp, run, self.member.locks, self.settings.namespace)
             with own, section_of(self.task._idem_lock, args, kwargs):
                 self._leave_queue()
+                has_begun = True
                 result = self.task.run(*args, **kwargs)
         except Exception as exc:
+            if isinstance(exc, LedgerUnavailable) and not has_begun:
+                self._not_begun(run, exc)
             self._ended_by(run, exc)
             raise
         finally:

@@ -44,12 +44,14 @@ def _alone(entry: str, overlap: Overlap, run: Run, locks: Locks, namespace: str)
     found = locks.acquire([name], run.tenure)
     buffers = overlap is Overlap.BUFFER_ONE
     waits = buffers and _somebody_waits(entry, run, locks, namespace)
+    goes_on = f"an earlier run of entry {entry!r} goes on"
     if not isinstance(found, Lock):
-        why = f"an earlier run of entry {entry!r} goes on"
-        raise Contended(name, 0.0, *_then(overlap, run, waits, why), seconds=_soon())
+        raise Contended(name, 0.0, *_then(overlap, run, waits, goes_on), seconds=_soon())
     try:
-        if waits or (buffers and _somebody_looks(entry, run, locks, namespace)):
-            # The turn of that one: it looks in a moment, or just now.
+        if buffers and _somebody_looks(entry, run, locks, namespace):
+            raise Contended(name, 0.0, *_then(overlap, run, waits, goes_on), seconds=_soon())
+        if waits:
+            # The turn of that one: it looks in a moment.
             why = f"an earlier run of entry {entry!r} has waited for longer"
             raise Contended(name, 0.0, OnContended.RETRY, why, seconds=_soon())
         yield
@@ -75,7 +77,8 @@ def _soon() -> float:
 def _somebody_looks(entry: str, run: Run, locks: Locks, namespace: str) -> bool:
     """Whether a run of an earlier slot has an owner, though not the lock, which we hold.
 
-    It has waited, and is about to learn that it must wait again; or its body has just ended.
+    It has waited, and is about to learn that it must wait again; or its body has just ended; or it
+    began while the entry had no such policy.
     """
     begun = locks.leases.ledger.unfinished_before(namespace, run.task, run.key.slot)
     return any(

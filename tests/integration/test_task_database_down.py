@@ -15,7 +15,7 @@ from celery_idem.ledger import Ledger
 from celery_idem.run import RunState
 from tests.integration.conftest import NewStage
 from tests.integration.stage import NAMESPACE, PATIENCE, Stage
-from tests.processes import Worker
+from tests.processes import Worker, wait_for
 from tests.proxy import Proxy
 
 
@@ -139,6 +139,27 @@ def test_a_claim_whose_answer_is_lost_is_taken_back(
     assert row is not None
     assert (row.state, row.fence, row.attempts) == (RunState.SUCCEEDED, 2, 1)
     assert stage.effects(task_id) == ["note"]
+
+
+def test_a_database_that_goes_away_before_a_lock_is_taken_fails_nothing(
+    new_stage: NewStage, module_postgres: str, proxy: Proxy
+) -> None:
+    """The run is claimed, and its body has not begun: the message comes again."""
+    stage = new_stage(ledger=proxy.url(module_postgres))
+    worker = stage.worker("locked", "-c", "1")
+    stage.open("locked")
+    assert stage.get(stage.send("comes_again", "locked")) == "done"
+    proxy.cut_when(lambda _, message: b"desk:77" in message, forwarded=False)
+    task_id = stage.send("comes_again", "locked", 77)
+    assert proxy.struck.wait(PATIENCE), "nobody asks for the lock"
+    proxy.cut()
+    try:
+        wait_for(lambda: "is not recorded yet" in worker.log, PATIENCE, worker.tail)
+    finally:
+        proxy.mend()
+    assert stage.get(task_id) == "done"
+    row = stage.wait_final("comes_again", task_id)
+    assert (row.state, row.attempts) == (RunState.SUCCEEDED, 1)
 
 
 def test_a_body_outlives_its_database(stage: Stage, proxy: Proxy, worker: Worker) -> None:

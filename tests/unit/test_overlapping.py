@@ -128,6 +128,14 @@ def test_the_one_that_looks_just_now_comes_before_a_new_one(locks: Locks) -> Non
     assert enters(locks, first, Overlap.BUFFER_ONE) is None
 
 
+def test_of_those_that_wait_for_one_without_the_lock_the_later_is_skipped(locks: Locks) -> None:
+    """Its body began while the entry had no policy, for example."""
+    run_of(locks, 1)
+    given_back(locks, run_of(locks, 2))
+    found = enters(locks, run_of(locks, 3), Overlap.BUFFER_ONE)
+    assert found is not None and found.then == OnContended.SKIP
+
+
 def test_nobody_waits_for_the_dead(locks: Locks) -> None:
     dead, second = run_of(locks, 1), run_of(locks, 2)
     assert isinstance(dead.tenure, Lease)
