@@ -176,7 +176,7 @@ def test_so_many_get_in_as_are_allowed(app: Celery) -> None:
 
 
 def test_after_max_hold_others_get_in(app: Celery) -> None:
-    with section(app, max_hold=0.2) as lock:
+    with section(app, max_hold=1.0) as lock:
         wait_until(lambda: lock.lost)
         with pytest.raises(LockLost, match="it was held for longer than max_hold"):
             lock.check()
