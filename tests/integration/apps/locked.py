@@ -137,7 +137,7 @@ def plain(desk: int = 1) -> str:
 @app.task(base=IdempotentTask, name="tests.uses_up_its_time", acks_late=True)
 def uses_up_its_time(gate: str, desk: int = 1) -> str:
     """Holds the lock for longer than it may."""
-    with critical_section(f"desk:{desk}", max_hold=0.5) as lock:
+    with critical_section(f"desk:{desk}", max_hold=1.0) as lock:
         effect("in", lock.fence)
         deadline = time.monotonic() + PATIENCE
         while not lock.lost and time.monotonic() < deadline:
