@@ -180,11 +180,10 @@ def check_names(owner: str, given: Mapping[str, Any], known: tuple[str, ...]) ->
             raise no_option(owner, name, value, known)
 
 
-def unprefixed(owner: str, given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Options that are written as their settings are: ``idem_store_result`` for ``store_result``.
+def options_in(owner: str, given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What is given of the options `names`, however they are written.
 
-    Returns:
-        What is given of them, by the name without prefix.
+    As themselves or, as their settings are, with the prefix: ``idem_store_result``.
 
     Raises:
         ImproperlyConfigured: an option is written in both ways, and they differ.
@@ -192,6 +191,8 @@ def unprefixed(owner: str, given: Mapping[str, Any], names: Collection[str]) -> 
     found = {}
     for name in names:
         written = f"{PREFIX}{name}"
+        if name in given:
+            found[name] = given[name]
         if written in given:
             found[name] = value = given[written]
             if given.get(name) not in (None, value):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from celery.beat import ScheduleEntry
 
-from celery_idem.config import PREFIX, Settings, check_names, no_option, option, unprefixed
+from celery_idem.config import PREFIX, Settings, check_names, no_option, option, options_in
 from celery_idem.errors import ImproperlyConfigured
 from celery_idem.policy import CatchUp, Overlap
 
@@ -50,7 +50,7 @@ OPTIONS = Options._fields
 #: Of an entry that says nothing: one for all of them.
 _NONE = Options()
 _of_ours = attrgetter(*OPTIONS)
-_PREFIXED = frozenset(f"{PREFIX}{name}" for name in OPTIONS)
+_OURS = frozenset((*OPTIONS, *(f"{PREFIX}{name}" for name in OPTIONS)))
 #: All that users may write, and what `ScheduleEntry` takes.
 _KNOWN = ("task", "schedule", "args", "kwargs", "options", "relative", *OPTIONS)
 _TAKEN = frozenset(signature(ScheduleEntry).parameters)
@@ -108,25 +108,25 @@ class Entry(ScheduleEntry):
         **kwargs: Any,
     ) -> None:
         name = kwargs.get("name", args[0] if args else None)
+        owner = f"entry {name!r}"
         own = Options(catchup, catchup_window, start_deadline, overlap, jitter, pause_on_failure)
-        prefixed = unprefixed(f"entry {name!r}", {**kwargs, **own._asdict()}, OPTIONS)
-        kwargs = _without_prefixed(kwargs)
-        for unknown in sorted(kwargs.keys() - _TAKEN):
-            raise no_option(f"entry {name!r}", unknown, kwargs[unknown], _KNOWN)
-        super().__init__(*args, **kwargs)
-        self._set(own._replace(**prefixed))
+        own = Options(**options_in(owner, {**kwargs, **own._asdict()}, OPTIONS))
+        others = _without_ours(kwargs)
+        for unknown in sorted(others.keys() - _TAKEN):
+            raise no_option(owner, unknown, others[unknown], _KNOWN)
+        super().__init__(*args, **others)
+        self._set(own)
         if not self.kwargs:
             del self.kwargs  # See `_set`.
-        options = dict(self.options or {})
-        options.update(unprefixed(f"entry {name!r}", options, OPTIONS))
-        options = _without_prefixed(options)
-        check_names(f"entry {name!r}", options, OPTIONS)
-        if not options.keys().isdisjoint(OPTIONS):
-            for name in OPTIONS:
-                value = options.pop(name, None)
-                if getattr(self, name) is None:
-                    setattr(self, name, value)
-            self.options = options
+        options = self.options or {}
+        among = options_in(owner, options, OPTIONS)
+        others = _without_ours(options)
+        check_names(owner, others, OPTIONS)
+        if among:
+            self.options = others
+        for name, value in among.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _set(self, own: Options) -> None:
         for name, value in own._asdict().items():
@@ -144,8 +144,8 @@ class Entry(ScheduleEntry):
         self._set(own_options(other))
 
 
-def _without_prefixed(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name not in _PREFIXED}
+def _without_ours(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in _OURS}
 
 
 def copied(entry: Any, **changes: Any) -> Any:

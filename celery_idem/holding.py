@@ -63,8 +63,9 @@ def unclaim(request: ClaimRequest, message: str | None, ledger: Ledger) -> None:
         LedgerError: it may have been given back, or not.
     """
     seen = ledger.read(request.key)
-    is_first = seen is not None and seen.attempts <= 1
-    if seen and is_first and (seen.state, seen.claim_id) == (RunState.RUNNING, request.claim_id):
+    if seen is None or seen.attempts > 1:
+        return
+    if (seen.state, seen.claim_id) == (RunState.RUNNING, request.claim_id):
         ledger.give_back(seen.key, seen.fence, UNANSWERED, GRACE, message)
 
 

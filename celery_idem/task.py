@@ -19,7 +19,7 @@ from celery.utils import uuid
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
-from celery_idem.config import PREFIX, Settings, check_names, option, unprefixed
+from celery_idem.config import PREFIX, Settings, check_names, option, options_in
 from celery_idem.delivery import put_back, soon
 from celery_idem.ending import persist
 from celery_idem.errors import DuplicateRun, IdemError
@@ -169,16 +169,13 @@ class IdempotentTask(BaseTask):
     @classmethod
     def _take_prefixed(cls, owner: str) -> None:
         """Options that are written like their settings count as the others do: the nearest one."""
-        seen: set[str] = set()
-        for base in cls.__mro__:
-            if issubclass(IdempotentTask, base):
-                continue
-            given = vars(base)
-            for name, value in unprefixed(owner, given, UNPREFIXED).items():
-                if name not in seen:
-                    setattr(cls, name, value)
-                seen.add(name)
-            seen.update(name for name in UNPREFIXED if name in given)
+        nearest: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if not issubclass(IdempotentTask, base):
+                nearest.update(options_in(owner, vars(base), UNPREFIXED))
+        for name, value in nearest.items():
+            if getattr(cls, name) is not value:
+                setattr(cls, name, value)
 
     @classmethod
     def _own_attributes(cls) -> dict[str, Any]:
