@@ -16,6 +16,7 @@ import pytest
 from tests import services
 from tests.conftest import Found
 from tests.integration.stage import Stage
+from tests.processes import Worker
 
 
 class NewStage(Protocol):
@@ -95,3 +96,15 @@ def new_stage(servers: Found, module_directory: Path, module_redis: str) -> Iter
 
         stages: list[Stage] = []
         yield make
+
+
+@pytest.fixture(scope="module")
+def stage(new_stage: NewStage) -> Stage:
+    """Redis and PostgreSQL; modules that need another one have their own."""
+    return new_stage()
+
+
+@pytest.fixture(scope="module")
+def worker(stage: Stage) -> Worker:
+    """Four children; modules that need another one have their own."""
+    return stage.worker("watched", "-c", "4")

@@ -33,12 +33,6 @@ HALF = "half a pair \ud800"
 
 
 @pytest.fixture(scope="module")
-def stage(new_stage: NewStage) -> Stage:
-    """Redis and PostgreSQL."""
-    return new_stage()
-
-
-@pytest.fixture(scope="module")
 def worker(stage: Stage) -> Worker:
     """Two children; whoever sends a stamp is trusted."""
     return stage.worker("watched", "-c", "2")

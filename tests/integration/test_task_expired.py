@@ -37,12 +37,6 @@ def stage(new_stage: NewStage) -> Stage:
     return new_stage(idem_lease=LEASE)
 
 
-@pytest.fixture(scope="module")
-def worker(stage: Stage) -> Worker:
-    """Four children."""
-    return stage.worker("watched", "-c", "4")
-
-
 def revoke(stage: Stage, worker: Worker, task_id: str, **options: Any) -> None:
     """Returns when the worker knows it."""
     node = [worker.node]

@@ -10,21 +10,10 @@ from celery import chain, chord, group
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_idem.run import RunState
-from tests.integration.conftest import NewStage
 from tests.integration.stage import Stage
-from tests.processes import Worker, wait_for
+from tests.processes import wait_for
 
-
-@pytest.fixture(scope="module")
-def stage(new_stage: NewStage) -> Stage:
-    """Redis and PostgreSQL."""
-    return new_stage()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def worker(stage: Stage) -> Worker:
-    """Four children."""
-    return stage.worker("watched", "-c", "4")
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 def tries(stage: Stage, task_id: str) -> list[tuple[Any, ...]]:

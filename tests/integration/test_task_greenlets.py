@@ -8,15 +8,8 @@ import pytest
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
 from celery_idem.run import RunState
-from tests.integration.conftest import NewStage
 from tests.integration.stage import Stage
 from tests.processes import Worker
-
-
-@pytest.fixture(scope="module")
-def stage(new_stage: NewStage) -> Stage:
-    """Redis and PostgreSQL."""
-    return new_stage()
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,10 @@ from celery_idem.errors import RunDead
 from celery_idem.keys import RunKey
 from celery_idem.ledger import NewSlot, Owner, Retry
 from celery_idem.run import ClaimOutcome, ClaimRequest, RunState
-from tests.integration.conftest import NewStage
 from tests.integration.stage import NAMESPACE, PATIENCE, Stage
 from tests.processes import Worker, wait_for
 
 SLOT = datetime(2026, 3, 29, 1, 30, tzinfo=timezone.utc)
-
-
-@pytest.fixture(scope="module")
-def stage(new_stage: NewStage) -> Stage:
-    """Redis and PostgreSQL."""
-    return new_stage()
-
-
-@pytest.fixture(scope="module")
-def worker(stage: Stage) -> Worker:
-    """Four children."""
-    return stage.worker("watched", "-c", "4")
 
 
 def slot_key(name: str) -> RunKey:

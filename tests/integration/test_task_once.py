@@ -33,19 +33,9 @@ from tests.integration.stage import NAMESPACE, PATIENCE, Stage
 from tests.processes import Worker, wait_for
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.usefixtures("worker")
+
 PROCESSES = 3
-
-
-@pytest.fixture(scope="module")
-def stage(new_stage: NewStage) -> Stage:
-    """Redis and PostgreSQL."""
-    return new_stage()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def worker(stage: Stage) -> Worker:
-    """Four children."""
-    return stage.worker("watched", "-c", "4")
 
 
 @pytest.fixture

@@ -10,23 +10,12 @@ from celery import chain
 
 from celery_idem import DuplicateRun, RunKey
 from celery_idem.run import RunState
-from tests.integration.conftest import NewStage
 from tests.integration.stage import NAMESPACE, Stage
 from tests.processes import Worker, wait_for
 
+pytestmark = pytest.mark.usefixtures("worker")
+
 PATIENCE = 60
-
-
-@pytest.fixture(scope="module")
-def stage(new_stage: NewStage) -> Stage:
-    """Redis and PostgreSQL."""
-    return new_stage()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def worker(stage: Stage) -> Worker:
-    """Four children."""
-    return stage.worker("watched", "-c", "4")
 
 
 def key(name: str, task: str = "replayed") -> RunKey:
