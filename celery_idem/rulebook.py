@@ -86,6 +86,7 @@ class Rulebook:
         if print_ in self._next:
             return self._next[print_]
         slot = next_slot(schedule, after)
-        if len(self._next) < MOST:
+        # One that was changed in place has another fingerprint now: it is none of the others'.
+        if len(self._next) < MOST and fingerprint(schedule) == print_:
             self._next[print_] = slot
         return slot

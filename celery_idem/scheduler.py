@@ -132,6 +132,9 @@ class IdempotentScheduler(Sending):
             return ROUND
 
     def _tick(self) -> float:
+        if not self._is_open:
+            # A subclass has a `setup_schedule` of its own, which need not call this one's.
+            self._open()
         if not self._agreement.is_refused:
             # Before all that may take its time: slots are due from the start on.
             self._timetable.follow(self.schedule)

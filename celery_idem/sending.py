@@ -144,6 +144,9 @@ class Sending(Scheduler):
     # -- the broker ------------------------------------------------------------------------------
 
     def _ensure_connected(self) -> Any:
+        if not self._settings.enabled:
+            celerys: Any = super()
+            return celerys._ensure_connected()
         # One try for each host: Celery's own waits for the broker, and with it all that is due.
         connection: Any = self.connection
         for name, limit in LIMITS.get(connection.transport.driver_type, {}).items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from math import ceil
 from typing import Any
 
 from celery_idem import signals
@@ -24,6 +23,7 @@ from celery_idem.outage import Outage, is_ledger_error
 from celery_idem.pauses import Pauses
 from celery_idem.rulebook import YOUNG, Rulebook
 from celery_idem.tracks import Track
+from celery_idem.turns import Turns
 from celery_idem.watched import Watched
 
 #: Entries that are reported, or looked at, at once.
@@ -34,6 +34,9 @@ ASKED = 200
 ROUND = 1.0
 #: The same for an entry that was changed in place: all are looked at in this time, some a round.
 TURN = 50.0
+#: The same for a schedule that was changed in place, which takes longer to see: if there are more
+#: than so many entries for each second of `TURN`, all are looked at in the other time.
+SCHEDULES, SCHEDULES_TURN = 100, 250.0
 #: A clock that goes back by more than this was put back; by less, it was slewed.
 STEP = timedelta(seconds=1)
 
@@ -67,9 +70,10 @@ class Timetable:
         self._new: list[Track] = []
         self._agenda = Agenda(self._tracks)
         self._look_at = float("-inf")
-        #: The schedule whose changes are known, and those of it to be looked at in this turn.
+        #: The schedule whose changes are known, and who of it is looked at next, and how closely.
         self._watched: Watched | None = None
-        self._to_look: list[Track] = []
+        self._to_look = Turns[Track](CHUNK, TURN)
+        self._to_compare = Turns[Track](SCHEDULES, SCHEDULES_TURN)
         self._told_at = float("-inf")
         self._to_tell: list[Track] = []
         self._latest = clock.now()
@@ -92,16 +96,17 @@ class Timetable:
         elapsed = self._clock.elapsed()
         if elapsed < self._look_at:
             return
-        rounds = max(1.0, (elapsed - self._look_at) / ROUND + 1.0)
+        passed = max(0.0, elapsed - self._look_at) + ROUND
         self._look_at = elapsed + ROUND
         # One moment for all: entries that begin together have their slots from there on.
         now = self._clock.now()
         if isinstance(schedule, Watched) and schedule is self._watched:
             for name in schedule.changes():
                 self._follow_one(name, schedule.get(name), now)
-            self._look_over(schedule, rounds, now)
+            self._look_over(schedule, passed, now)
         else:
             self._follow_all(schedule, now)
+        self._compare(passed, now)
 
     def _follow_all(self, schedule: Mapping[str, Any], now: datetime) -> None:
         self._watched = schedule if isinstance(schedule, Watched) else None
@@ -120,14 +125,17 @@ class Timetable:
         elif not _shows(track, entry):
             self._changed(track, entry, now)
 
-    def _look_over(self, schedule: Mapping[str, Any], rounds: float, now: datetime) -> None:
+    def _look_over(self, schedule: Mapping[str, Any], passed: float, now: datetime) -> None:
         """Notice changes in place, of some entries after the others."""
-        some = max(CHUNK, ceil(len(self._tracks) * min(1.0, rounds * ROUND / TURN)))
-        self._to_look = self._to_look or list(self._tracks.values())
-        for track in self._to_look[-some:]:
+        for track in self._to_look.take(self._tracks.values(), passed):
             if not track.gone:
                 self._follow_one(track.name, schedule.get(track.name), now)
-        del self._to_look[-some:]
+
+    def _compare(self, passed: float, now: datetime) -> None:
+        """Notice schedules that were changed in place, likewise."""
+        for track in self._to_compare.take(self._tracks.values(), passed):
+            if not (track.gone or _has_same_slots(track)):
+                self._changed(track, track.entry, now)
 
     def forget(self) -> None:
         """The clock is wrong, and all that was begun by it: begin anew, as at a start."""
@@ -291,5 +299,13 @@ def _shows(track: Track, entry: Any) -> bool:
     """False also for an entry that cannot be looked at: what is wrong is told when it begins."""
     try:
         return track.shows(entry)
+    except Exception:
+        return False
+
+
+def _has_same_slots(track: Track) -> bool:
+    """False also for a schedule that cannot be looked at any more."""
+    try:
+        return track.has_same_slots
     except Exception:
         return False

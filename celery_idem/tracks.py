@@ -175,6 +175,11 @@ class Track:
             or (entry.schedule is self._schedule and all(map(is_, own_options(entry), self._own)))
         )
 
+    @property
+    def has_same_slots(self) -> bool:
+        """False if the schedule was changed in place."""
+        return not self._ready or fingerprint(self._schedule) == self.fingerprint
+
     def accept(self, entry: Any) -> bool:
         """True if `entry` has the same slots, and is followed from here on."""
         own = own_options(entry)

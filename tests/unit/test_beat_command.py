@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, beat
-from celery.beat import ScheduleEntry
+from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedule
 
 from celery_idem import IdempotentScheduler
@@ -125,6 +125,11 @@ def test_switched_off_a_message_that_cannot_be_made_is_celerys_matter(
     off.tick()
     assert any(message.startswith("Message Error") for message in caplog.messages)
     off.close()
+
+
+def test_switched_off_it_waits_for_its_broker_as_celerys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "_ensure_connected", lambda self: "waits")
+    assert make_beat(make_app(EVERY, idem_enabled=False))._ensure_connected() == "waits"
 
 
 def test_default_entries_are_kept() -> None:

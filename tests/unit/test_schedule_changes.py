@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from celery_idem.ledger import REFRESH
 from tests.contract.stores import SettableClock
-from tests.unit.beats import ShakyLedger, beat, messages, run_for, slots
+from tests.unit.beats import ShakyLedger, beat, make_app, make_beat, messages, run_for, slots
 
 OLD = {"e": {"task": "note", "schedule": 30, "catchup": "all"}}
 NEW = {"e": {"task": "note", "schedule": 7200, "catchup": "all"}}
@@ -81,6 +82,37 @@ def test_a_version_that_was_followed_to_the_end_is_caught_up(
     back = beat(OLD, ledger, clock)
     back.tick()
     assert number(back) == 3600 // 30
+
+
+@pytest.mark.parametrize("changed", ["a", "b"])
+@pytest.mark.parametrize("mapping", [None, dict])
+def test_a_schedule_may_be_changed_in_place(
+    ledger: ShakyLedger, clock: SettableClock, changed: str, mapping: type | None
+) -> None:
+    """Within a minute it holds; the one that was like it is left alone."""
+    alike = {name: {"task": "note", "schedule": 10} for name in "ab"}
+    going = make_beat(make_app(alike), ledger, clock, schedule=mapping and mapping())
+    run_for(going, 30)
+    going.schedule[changed].schedule.run_every = timedelta(hours=1)
+    run_for(going, 60)
+    messages(going.app)
+    run_for(going, 3600)
+    found = Counter(entry for entry, _ in slots(messages(going.app)))
+    other = "ab".replace(changed, "")
+    assert found == {changed: 1, other: 360}
+
+
+def test_a_schedule_that_cannot_be_looked_at_any_more_is_left_out(
+    ledger: ShakyLedger, clock: SettableClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    going = beat({name: {"task": "note", "schedule": 10} for name in "ab"}, ledger, clock)
+    run_for(going, 30)
+    messages(going.app)
+    going.schedule["a"].schedule.run_every = "often"
+    run_for(going, 60)
+    found = Counter(entry for entry, _ in slots(messages(going.app)))
+    assert found["b"] == 6
+    assert "Entry a is left out" in caplog.text
 
 
 def test_entries_are_reported_now_and_then(ledger: ShakyLedger, clock: SettableClock) -> None:

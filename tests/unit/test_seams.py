@@ -302,6 +302,19 @@ def test_setup_schedule_may_add_entries(start: Any) -> None:
     assert sorted(entry for entry, _ in slots(messages(going.app))) == ["e", "mine"]
 
 
+def test_setup_schedule_may_replace_ours(start: Any) -> None:
+    """As that of a scheduler which loads its entries from elsewhere: Celery's does nothing else."""
+
+    class Own(UnitScheduler):
+        def setup_schedule(self) -> None:
+            self.install_default_entries(self.schedule)
+            self.update_from_dict(EVERY)
+
+    going = start(Own)
+    run_for(going, 10)
+    assert [entry for entry, _ in slots(messages(going.app))] == ["e"]
+
+
 def test_default_entries_may_be_left_out(start: Any) -> None:
     class Own(UnitScheduler):
         def install_default_entries(self, data: Any) -> None: ...
