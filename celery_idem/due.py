@@ -16,6 +16,7 @@ from celery import Celery
 from celery.beat import BeatLazyFunc
 
 from celery_idem import messages
+from celery_idem.clock import SYSTEM
 from celery_idem.config import Settings
 from celery_idem.entry import checked, own_options
 from celery_idem.errors import ImproperlyConfigured
@@ -87,8 +88,13 @@ class Due:
         settings: Settings,
         app: Celery,
         is_bound: bool,
+        message: str | None = None,
     ) -> Due:
-        """The slot of a run that is recorded; its message is not kept a second time."""
+        """The slot of a run that is recorded; its message is not kept a second time.
+
+        Arguments:
+            message: that which was kept, for its arguments.
+        """
         own = checked(f"entry {name!r}", own_options(entry), settings)
         options = dict(entry.options or {})
         expires = _expires(entry, options, app)
@@ -102,6 +108,11 @@ class Due:
         if expires is not None:
             # None outdoes what the task's own class says.
             options["expires"] = expires if is_bound else None
+        if message is not None:
+            args, kwargs = messages.arguments(message)
+        else:
+            args = [_value(value) for value in entry.args or ()]
+            kwargs = {name: _value(value) for name, value in (entry.kwargs or {}).items()}
         offset = key.part() * own.jitter
         eta = _postponed(options, key.slot, offset) if offset else None
         return cls(
@@ -109,8 +120,8 @@ class Due:
             name=name,
             task=entry.task,
             key=key,
-            args=[_value(value) for value in entry.args or ()],
-            kwargs={key: _value(value) for key, value in (entry.kwargs or {}).items()},
+            args=args,
+            kwargs=kwargs,
             options=options,
             deadline=deadline,
             start_by=start_by,
@@ -126,7 +137,11 @@ class Due:
         if not any(isinstance(value, BeatLazyFunc) for value in values):
             return self
         options = self.publish_options(settings)
-        message = messages.dump(self.task, self.args, self.kwargs, options, self.eta)
+        # Of the entry's own delay each beat would know another start, when it is gone.
+        eta = self.eta
+        if eta is None and self.delay:
+            eta = SYSTEM.now() + timedelta(seconds=self.delay)
+        message = messages.dump(self.task, self.args, self.kwargs, options, eta)
         if message is not None and len(message) > LONGEST_MESSAGE:
             message = None
         return replace(self, message=message)
@@ -134,6 +149,10 @@ class Due:
     def is_late(self, now: datetime) -> bool:
         """True if it must not be started any more."""
         return self.deadline is not None and self.deadline <= now
+
+    def delay_at(self, now: datetime) -> float:
+        """Seconds for which its message, published now, waits in a worker."""
+        return self.delay if self.eta is None else max(0.0, (self.eta - now).total_seconds())
 
     def publish_options(self, settings: Settings) -> dict[str, Any]:
         """The options of the publish, stamped.

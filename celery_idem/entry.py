@@ -134,6 +134,14 @@ class Entry(ScheduleEntry):
             if value is not getattr(self, name):
                 setattr(self, name, value)
 
+    def __reduce__(self) -> Any:
+        # Celery's knows the arguments of its own class alone; among the options ours are taken too.
+        reduced: Any = super().__reduce__()
+        own = own_options(self)._asdict()
+        written = {name: value for name, value in own.items() if value is not None}
+        *others, options = reduced[1]
+        return reduced[0], (*others, {**(options or {}), **written})
+
     def editable_fields_equal(self, other: Any) -> bool:
         return bool(super().editable_fields_equal(other)) and own_options(self) == own_options(
             other

@@ -29,7 +29,7 @@ class ImproperlyConfigured(IdemError, CeleryImproperlyConfigured):
         self.allowed = allowed
 
     def __str__(self) -> str:
-        return f"{self.setting} = {self.value!r} is not possible: {self.allowed}"
+        return f"{self.setting} = {_shown(self.value)} is not possible: {self.allowed}"
 
 
 class InvalidSchedule(IdemError, ValueError):
@@ -41,7 +41,7 @@ class InvalidSchedule(IdemError, ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"schedule {self.schedule!r}: {self.reason}"
+        return f"schedule {_shown(self.schedule)}: {self.reason}"
 
 
 class InvalidRunKey(IdemError, ValueError):
@@ -269,6 +269,14 @@ class NoCurrentRun(IdemError, LookupError):
             "base=IdempotentTask while a worker (or apply()) executes it, and outside of Celery in "
             "a block of Ledger.once() that has the run"
         )
+
+
+def _shown(value: object) -> str:
+    """Its repr; that of somebody's own class may raise, while the error is being logged."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
 
 def _limited(value: object) -> object:

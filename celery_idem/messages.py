@@ -30,6 +30,7 @@ _KEPT = (
     "link", "link_error", "expires", "soft_time_limit", "time_limit", "headers", "retries",
     "reply_to", "replaced_task_nesting", "origin", "priority", "queue", "exchange",
     "routing_key", "serializer", "compression", "ignore_result", "stamped_headers",
+    "argsrepr", "kwargsrepr", "delivery_mode", "mandatory", "immediate",
 )
 # fmt: on
 
@@ -86,6 +87,12 @@ def dump(
         return dumps(message)
     except (TypeError, ValueError):
         return None
+
+
+def arguments(message: str) -> tuple[list[Any], dict[str, Any]]:
+    """Those of what `dump` has written."""
+    content = loads(message)
+    return content["args"], content["kwargs"]
 
 
 def start_at(eta: datetime | None, now: datetime) -> dict[str, datetime]:

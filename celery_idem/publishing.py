@@ -53,6 +53,9 @@ class Publisher(Protocol):
     def delay_of(self, row: RunRow) -> float:
         """Seconds for which a copy of the run's message, published now, waits in a worker."""
 
+    def is_left_out(self, row: RunRow) -> bool:
+        """True if a slot whose message cannot be published is nothing to make up any more."""
+
     def is_broker_away(self, exc: Exception) -> bool:
         """True if nothing can be published; False if the error is of one message."""
 

@@ -34,6 +34,8 @@ KNOWN_FOR = 1.0
 #: How long a run waits for a beat that knows its entry: longer than a rolling deploy.
 ORPHANED_FOR = timedelta(hours=1)
 
+#: Why a slot is closed whose message is wrong; what is wrong with it was logged at each try.
+BROKEN = "its message cannot be published, and there is nothing to make up any more"
 #: Where a run waits for being claimed.
 _OPEN = (RunState.SCHEDULED, RunState.RETRYING)
 #: Verdicts, as what a state is entered for.
@@ -93,9 +95,10 @@ class Reconciler:
                 deadline = row.deadline if row.state in _OPEN else None
                 published[self._grace.after(row.emit_count, now, deadline)].append(row.key)
             elif self._publisher.can_publish_again(row):
-                if not self._publish(row):
+                next_ = self._publish(row, now)
+                if next_ is None:
                     break  # Those that are left are due again in a second.
-                published[self._pause(row, now)].append(row.key)
+                (published[next_] if isinstance(next_, float) else closed[next_]).append(row.key)
             elif row.state is RunState.RUNNING and row.key.slot < now - ORPHANED_FOR:
                 self._give_up(row)
             else:
@@ -170,15 +173,23 @@ class Reconciler:
         if self._ledger.try_kill(row, reason):
             signals.died(self._publisher, row.key, reason)
 
-    def _publish(self, row: RunRow) -> bool:
-        """False if the broker is away."""
+    def _is_left_out(self, row: RunRow) -> bool:
+        never_begun = row.state is RunState.SCHEDULED and row.entry is not None and not row.fence
+        return never_begun and self._publisher.is_left_out(row)
+
+    def _publish(self, row: RunRow, now: datetime) -> float | Verdict | None:
+        """Seconds for which the run is left alone, or its verdict; None if the broker is away."""
         publish = self._publisher.publish_again
         outcome = self._sender.attempt(lambda: publish(row), row.entry or row.task, row.key)
         # A slot that is published for the first time was recorded by a beat that did not get to it.
         is_first = row.state is RunState.SCHEDULED and row.entry is not None and not row.emit_count
         if outcome is Outcome.SENT and not is_first:
             signals.reemitted(self._publisher, row)
-        return outcome is not Outcome.WAITS
+        if outcome is Outcome.WAITS:
+            return None
+        if outcome is Outcome.BROKEN and self._is_left_out(row):
+            return RunState.SKIPPED, BROKEN
+        return self._pause(row, now)
 
     def _claims(self, task: str) -> bool:
         """True for a task that a worker has recorded as one that claims, and that is one here."""

@@ -6,10 +6,14 @@ entries take little memory. Must not know where a beat stands in the slots of an
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from celery.schedules import crontab
+
+from celery_idem import signals
 from celery_idem.clock import Clock
 from celery_idem.config import Settings
 from celery_idem.due import check_task
@@ -24,6 +28,8 @@ from celery_idem.slots import agreed_by_ledger, check, fingerprint, next_slot
 YOUNG = timedelta(seconds=60)
 #: Schedules whose next slots are remembered.
 MOST = 1000
+#: How Python shows an object that has no repr of its own.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
 
 
 class Rules(NamedTuple):
@@ -66,13 +72,16 @@ class Rulebook:
             Exception: whatever a schedule of somebody else's raises.
         """
         RunKey.for_slot(self.settings.namespace, name, EPOCH)
+        # `add_periodic_task` takes the repr of the signature, which has that of its arguments.
+        if _ADDRESS.search(name):
+            signals.name_not_shared(name)
         if entry.name != name:
             raise ImproperlyConfigured(
                 f"name of entry {name!r}", entry.name, "it must be its key in the schedule"
             )
         check_task(name, entry)
         options = checked(f"entry {name!r}", own, self.settings)
-        window = max(duration(options.catchup_window), YOUNG)
+        window = max(duration(_window(entry, own, options.catchup_window)), YOUNG)
         check(entry.schedule)
         custom = agreed_by_ledger(entry.schedule)
         rules = _rules(options.catchup, window, in_time(entry, options.start_deadline), custom)
@@ -90,3 +99,11 @@ class Rulebook:
         if len(self._next) < MOST and fingerprint(schedule) == print_:
             self._next[print_] = slot
         return slot
+
+
+def _window(entry: Any, own: Options, seconds: float) -> float:
+    """The catch-up window of an entry, which for crontabs has a setting of Celery's own too."""
+    if own.catchup_window is None and isinstance(entry.schedule, crontab):
+        limit = entry.schedule.app.conf.beat_cron_starting_deadline
+        return seconds if limit is None else min(seconds, float(limit))
+    return seconds

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
@@ -28,6 +28,7 @@ from celery_idem.outage import Outage, is_ledger_error, prompt
 from celery_idem.presence import LASTS, Presence
 from celery_idem.publishing import Grace, Sender
 from celery_idem.reconcile import ROUND, Reconciler
+from celery_idem.run import RunRow
 from celery_idem.sending import Sending
 from celery_idem.timetable import Timetable
 from celery_idem.tracks import Track
@@ -237,6 +238,10 @@ class IdempotentScheduler(Sending):
             track.entry = self.reserve(track.entry)
         except Exception as exc:
             signals.entry_broken(track.name, exc)
+
+    def is_left_out(self, row: RunRow) -> bool:
+        recorded_at = self.clock.now() - timedelta(seconds=row.age)
+        return self._timetable.is_left_out(row.entry, row.key.slot, recorded_at)
 
     def entry_of(self, name: str | None) -> Any:
         return self._timetable.entry(name)

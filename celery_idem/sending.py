@@ -7,7 +7,6 @@ published.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from types import FunctionType
 from typing import Any
 
@@ -19,7 +18,7 @@ from celery_idem import messages
 from celery_idem.clock import SYSTEM, Clock
 from celery_idem.config import Settings
 from celery_idem.due import Due
-from celery_idem.entry import checked, copied, own_options
+from celery_idem.entry import copied
 from celery_idem.run import RunRow
 
 #: Unless an entry says otherwise, a publish reconnects once and is given up then:
@@ -63,6 +62,10 @@ class Sending(Scheduler):
     def entry_of(self, name: str | None) -> Any:
         """The entry of this name; None if there is none."""
         raise NotImplementedError
+
+    def is_left_out(self, row: RunRow) -> bool:
+        """True if a slot whose message cannot be published is nothing to make up any more."""
+        return False
 
     def check_closed(self) -> None:
         """Raise `SystemExit` if the scheduler was closed."""
@@ -110,33 +113,40 @@ class Sending(Scheduler):
 
     def can_publish_again(self, row: RunRow) -> bool:
         """True if the run's message was kept, or its entry is one of this beat."""
-        if row.message is not None:
-            return True
-        entry = self.entry_of(row.entry)
-        # Another version of the schedule may have an entry of this name for another task.
-        return entry is not None and entry.task == row.task
+        return row.message is not None or self._entry_of(row) is not None
 
     def publish_again(self, row: RunRow) -> Any:
         """Publish another copy of a run's message; raises what the broker raises."""
         # A kept message may be older than the retry that the run waits for.
         options: dict[str, Any] = {"retries": row.retries} if row.retries else {}
-        if row.message is not None:
+        entry = self._entry_of(row)
+        if entry is None:
+            assert row.message is not None
             options |= {"producer": self.producer, **self._retry_options()}
             return messages.publish(self.app, row.message, self.clock.now(), **options)
-        assert row.entry is not None
-        entry = self.entry_of(row.entry)
-        is_bound = row.deadline is not None
-        due = Due.made_again(row.key, row.entry, entry, self._settings, self.app, is_bound)
-        return self.publish(due, **options)
+        if row.fence:
+            # What its first start was to wait for is over.
+            options |= {"countdown": None, "eta": None}
+        return self.publish(self._made_again(row, entry), **options)
 
     def delay_of(self, row: RunRow) -> float:
         """Seconds for which a copy of the run's message, published now, waits in a worker."""
-        entry = self.entry_of(row.entry)
-        if entry is None or row.retries:
+        entry = self._entry_of(row)
+        if entry is None or row.fence:
             return 0.0
-        own = checked(f"entry {row.entry!r}", own_options(entry), self._settings)
-        start = row.key.slot + timedelta(seconds=row.key.part() * own.jitter)
-        return max(0.0, (start - self.clock.now()).total_seconds())
+        return self._made_again(row, entry).delay_at(self.clock.now())
+
+    def _entry_of(self, row: RunRow) -> Any:
+        entry = self.entry_of(row.entry)
+        # Another version of the schedule may have an entry of this name for another task.
+        return entry if entry is not None and entry.task == row.task else None
+
+    def _made_again(self, row: RunRow, entry: Any) -> Due:
+        assert row.entry is not None
+        is_bound = row.deadline is not None
+        return Due.made_again(
+            row.key, row.entry, entry, self._settings, self.app, is_bound, row.message
+        )
 
     def _retry_options(self) -> dict[str, Any]:
         return {"retry": True, "retry_policy": RETRY_POLICY}

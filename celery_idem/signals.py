@@ -217,6 +217,16 @@ def entry_broken(entry: object, error: BaseException) -> None:
     logger.error("Entry %s is left out: %s", entry, error, extra={"action": "entry_broken"})
 
 
+def name_not_shared(entry: str) -> None:
+    """Each beat has another name for an entry, and so other run keys."""
+    logger.warning(
+        "Entry %s has an address of this process in its name, so each beat calls it otherwise, and "
+        "its slots are executed once for each beat: give it a name",
+        entry,
+        extra={"action": "name_not_shared"},
+    )
+
+
 def paused(sender: Any, entry: str, by: str, note: str) -> None:
     """Nothing of the entry is emitted until it is resumed."""
     logger.warning(

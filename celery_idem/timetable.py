@@ -83,6 +83,13 @@ class Timetable:
         track = self._tracks.get(name or "")
         return track.entry if track else None
 
+    def is_left_out(self, name: str | None, slot: datetime, recorded_at: datetime) -> bool:
+        """True if the entry's policy has nothing to make up a slot that was recorded then."""
+        track = self._tracks.get(name or "")
+        if track is None or not track.fingerprint:
+            return False
+        return track.is_left_out(slot, recorded_at, self._clock.now())
+
     @property
     def next_moment(self) -> datetime | None:
         """When to call `due` again; None: as far as is known, never."""

@@ -259,9 +259,14 @@ class Track:
         self.wake = now + _pause(seconds)
 
     def slot_before(self, now: datetime) -> datetime | None:
-        """The slot before the one that is due at `now`; None if none is due, or not known here."""
-        if not self._ready or self._rules.custom:
+        """The slot before the one that is due at `now`; None if none is due.
+
+        Where only the schedule itself knows what is due, the last one that this beat knows of.
+        """
+        if not self._ready or self.is_new:
             return None
+        if self._rules.custom:
+            return self.cursor
         due = latest_slot(self._schedule, self.cursor, now)
         return None if due is None else latest_slot(self._schedule, _BEGINNING, due - _NEXT)
 
@@ -320,6 +325,17 @@ class Track:
             why = "catchup is 'none'"
         last = latest_slot(self._schedule, start, end) if start < end else None
         return LeftOut(start, last, why) if last else None
+
+    def is_left_out(self, slot: datetime, recorded_at: datetime, now: datetime) -> bool:
+        """True if a slot that was recorded, and not emitted, is nothing to make up any more."""
+        rules = self._rules
+        reach = YOUNG if rules.catchup is CatchUp.NONE else rules.window
+        if slot > now - YOUNG or slot < recorded_at - reach - YOUNG:
+            return False  # Of the latter, somebody wants it all the same.
+        if slot <= now - reach:
+            return True
+        is_latest = rules.catchup is CatchUp.LATEST and not rules.custom
+        return is_latest and latest_slot(self._schedule, slot, now) is not None
 
     def slots(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """The slots in (after, until]."""

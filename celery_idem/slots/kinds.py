@@ -16,6 +16,7 @@ from datetime import timedelta, tzinfo
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+from celery import VERSION
 from celery.schedules import BaseSchedule, crontab, schedule, solar
 from celery.utils.time import timezone
 
@@ -28,6 +29,9 @@ from celery_idem.slots.zone import TICK, Zone
 from celery_idem.slots.zone_names import has_name, zone_name
 
 Kind = Literal["crontab", "interval", "solar", "custom"]
+
+#: Celery reads the fields of a crontab in its ``tz``, whatever ``nowfun`` says.
+FIELDS_ARE_IN_TZ = (VERSION.major, VERSION.minor) >= (5, 7)
 
 _BASES: dict[type[BaseSchedule], Kind] = {
     crontab: "crontab",
@@ -160,7 +164,7 @@ def check(candidate: Any) -> None:
 
 
 def _check_nowfun(candidate: Any) -> None:
-    local = isinstance(candidate, crontab) or (
+    local = (isinstance(candidate, crontab) and not FIELDS_ARE_IN_TZ) or (
         isinstance(candidate, schedule) and candidate.relative
     )
     if not local or candidate.nowfun is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +24,7 @@ from tests.unit.beats import (
     run_for,
 )
 
-EVERY = {"e": {"task": "note", "schedule": 10}}
+EVERY: dict[str, dict[str, Any]] = {"e": {"task": "note", "schedule": 10}}
 
 
 @pytest.fixture
@@ -91,6 +93,13 @@ def test_entries_differ_by_their_policy_too() -> None:
     assert entry != other
     entry.update(other)
     assert entry.catchup == "all"
+
+
+@pytest.mark.parametrize("way", [copy.copy, lambda entry: pickle.loads(pickle.dumps(entry))])
+def test_a_copy_of_an_entry_has_its_policy(way: Any) -> None:
+    written = {**EVERY["e"], "catchup": "none", "options": {"jitter": 5, "priority": 3}}
+    made = way(make_beat(make_app({"e": written})).schedule["e"])
+    assert (made.catchup, made.jitter, made.options) == ("none", 5, {"priority": 3})
 
 
 def test_switched_off_it_is_celerys_scheduler(

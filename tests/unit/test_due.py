@@ -14,6 +14,8 @@ from celery.schedules import crontab
 from kombu import Queue
 
 from celery_idem import RunState
+from celery_idem.clock import SYSTEM
+from celery_idem.due import Due
 from celery_idem.keys import RunKey, Stamp
 from celery_idem.ledger import Owner
 from celery_idem.ledger.memory import MemoryLedger
@@ -21,6 +23,7 @@ from celery_idem.messages import publish
 from celery_idem.run import ClaimRequest
 from tests.contract.stores import SettableClock
 from tests.unit.beats import (
+    UnitScheduler,
     make_app,
     make_beat,
     messages,
@@ -209,6 +212,104 @@ def test_a_kept_message_can_be_published_by_anybody(clock: SettableClock) -> Non
     assert again.payload == first.payload
     assert again.properties["priority"] == 4
     assert again.headers["expires"] == first.headers["expires"]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "countdown": {"countdown": 3600},
+    "eta": {"eta": SYSTEM.now() + timedelta(days=1)},
+    "repr": {"argsrepr": "secret", "kwargsrepr": "too"},
+    "queue": {"headers": {"mine": 1}, "shadow": "other", "expires": 7200, "priority": 3},
+}
+
+
+def told(message: Any, name: str) -> Any:
+    """A header; a time without its fractions, as a countdown begins with each publish."""
+    value = message.headers.get(name)
+    return value[:16] if name == "eta" and value else value
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_copy_by_another_beat_is_what_the_first_would_have_been(
+    clock: SettableClock, lazy: bool, options: dict[str, Any]
+) -> None:
+    """Also if nobody but the beat that died knows what a lazy argument was."""
+
+    class Dies(UnitScheduler):
+        def publish(self, due: Due, **options: Any) -> Any:
+            raise SystemExit
+
+    args = (BeatLazyFunc(lambda: 1),) if lazy else (1,)
+    schedule = {"e": {"task": "note", "schedule": 3600, "args": args, "options": options}}
+    ledger = MemoryLedger(clock)
+    ledger.record_tasks("unit", ["note"])
+    first, dying, other = (
+        make_beat(make_app(schedule), ledger, clock, cls=cls)
+        for cls in (UnitScheduler, Dies, UnitScheduler)
+    )
+    clock.moment += timedelta(seconds=3600 - clock.moment.timestamp() % 3600 - 1)
+    for one in (first, dying, other):
+        one.tick()
+    clock.advance(1)
+    first.tick()
+    (published,) = messages(first.app)
+    clock.advance(3600)
+    with pytest.raises(SystemExit):
+        dying.tick()
+    run_for(other, 2)
+    (copy_,) = (m for m in messages(other.app) if m.headers["id"] != published.headers["id"])
+    differ = {"id", "root_id", "idem_slot", "idem_run_key", "expires", "origin"}
+    names = (published.headers.keys() | copy_.headers.keys()) - differ
+    assert {n: told(copy_, n) for n in names} == {n: told(published, n) for n in names}
+    assert copy_.payload == published.payload
+    assert copy_.properties.get("priority") == published.properties.get("priority")
+
+
+def test_a_kept_message_starts_when_it_was_to_start(clock: SettableClock) -> None:
+    """Published by a beat that does not know its entry."""
+    ledger = MemoryLedger(clock)
+    lazy = {"args": (BeatLazyFunc(lambda: 42),), "options": {"countdown": 3600}}
+    app = make_app({"e": {"task": "note", "schedule": 10, **lazy}})
+    run_for(make_beat(app, ledger, clock), 10)
+    (first,) = messages(app)
+    (row,) = rows(ledger)
+    assert row.message is not None
+    publish(app, row.message)
+    (again,) = messages(app)
+    assert again.headers["eta"][:16] == first.headers["eta"][:16]
+
+
+def test_a_copy_for_a_retry_does_not_wait_again(clock: SettableClock) -> None:
+    ledger = MemoryLedger(clock)
+    ledger.record_tasks("unit", ["note"])
+    entry = {"task": "note", "schedule": 86_400, "options": {"countdown": 3600}}
+    app = make_app({"e": entry})
+    sent = make_beat(app, ledger, clock)
+    clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
+    sent.tick()
+    run_for(sent, 1)
+    (first,) = [m for m in messages(app) if m.headers["idem_entry"] == "e"]
+    assert first.headers["eta"]
+    (row,) = [row for row in rows(ledger) if row.entry == "e"]
+    ledger.register("lease", Owner("worker", "host", 1, "process"), 60)
+    claim = ClaimRequest(row.key, "note", "unit", "e", row.task_id, 0, "lease", "claim")
+    assert ledger.give_back(row.key, ledger.claim(claim).fence, "put back", 5.0)
+    run_for(sent, 6)
+    (copy_,) = [m for m in messages(app) if m.headers["idem_entry"] == "e"]
+    assert copy_.headers["eta"] is None
+
+
+def test_a_copy_is_not_sent_while_the_one_before_waits(clock: SettableClock) -> None:
+    ledger = MemoryLedger(clock)
+    ledger.record_tasks("unit", ["note"])
+    entry = {"task": "note", "schedule": 86_400, "options": {"countdown": 3600}}
+    app = make_app({"e": entry})
+    sent = make_beat(app, ledger, clock)
+    clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
+    sent.tick()
+    run_for(sent, 10_000)
+    # After a minute and then two, on top of the hour for which each waits.
+    assert [m.headers["idem_entry"] for m in messages(app)].count("e") == 3
 
 
 @pytest.mark.parametrize("args", [(), (BeatLazyFunc(lambda: 1),)], ids=["from entry", "kept"])

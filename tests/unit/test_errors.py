@@ -197,3 +197,19 @@ def test_a_value_that_cannot_be_pickled_does_not_hide_the_error() -> None:
     error = errors.InvalidRunKey(lambda: None, "it must be a str, not function")
     shown = by_celery(error)
     assert "it must be a str, not function" in str(shown)
+
+
+class Silent:
+    def __repr__(self) -> str:
+        raise RuntimeError("nobody looks at me")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidSchedule(Silent(), "it has no slots"),
+        errors.ImproperlyConfigured("idem_lease", Silent(), "a number"),
+    ],
+)
+def test_a_value_that_cannot_be_shown_does_not_hide_the_error(error: Exception) -> None:
+    assert "<Silent, whose repr raises RuntimeError>" in str(error)

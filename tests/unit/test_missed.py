@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery.schedules import crontab
 
+from celery_idem import RunState
 from celery_idem.keys import RunKey
 from tests.contract.stores import SettableClock
 from tests.unit.beats import ShakyLedger, at, beat, messages, rows, run_for, slots
@@ -267,3 +270,89 @@ def test_a_resumed_entry_is_not_called_missed_twice(
     ledger.resume("unit", "e")
     run_for(going, 60)
     assert lines(ledger) == []
+
+
+# -- a message that cannot be made -----------------------------------------------------------------
+
+
+def corrected(
+    ledger: ShakyLedger, clock: SettableClock, seconds: float, entries: dict[str, Any]
+) -> Any:
+    """A beat whose messages could not be made for so long, and then could."""
+    ledger.record_tasks("unit", ["note"])
+    one = beat(entries, ledger, clock)
+    one.refuses = True
+    run_for(one, seconds)
+    assert messages(one.app) == []
+    one.refuses = False
+    return one
+
+
+#: With "latest" two, as the one before is not looked at in the moment in which another one comes.
+@pytest.mark.parametrize(("policy", "made_up"), [("none", 1), ("latest", 2), ("all", 20)])
+def test_a_message_that_is_corrected_late_is_made_up_as_the_policy_says(
+    ledger: ShakyLedger, clock: SettableClock, policy: str, made_up: int
+) -> None:
+    going = corrected(ledger, clock, 20 * 600 + 30, schedule(catchup=policy))
+    # The longest pause until a slot is tried again.
+    run_for(going, 3600)
+    found = {slot for name, slot in slots(messages(going.app)) if name == "e"}
+    assert len(found) == made_up + 6
+    states = Counter(row.state for row in rows(ledger) if row.entry == "e")
+    assert states[RunState.SCHEDULED] == made_up + 6
+    assert states[RunState.SKIPPED] == 20 - made_up
+
+
+def test_the_latest_slot_is_made_up_within_its_window(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    run_for(beat(schedule(DAY), ledger, clock), 1)
+    clock.moment = at("2026-03-30T23:59:59")
+    going = corrected(ledger, clock, 8 * 3600, schedule(DAY))
+    run_for(going, 3600)
+    assert emitted_at_least_once(going) == {"03-31T00:00:00"}
+
+
+def test_a_slot_older_than_its_window_is_given_up(
+    ledger: ShakyLedger, clock: SettableClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_for(beat(schedule(DAY), ledger, clock), 1)
+    clock.moment = at("2026-03-30T23:59:59")
+    going = corrected(ledger, clock, 8 * 3600, schedule(DAY, catchup_window=3600))
+    run_for(going, 3600)
+    assert emitted_at_least_once(going) == set()
+    (row,) = (row for row in rows(ledger) if row.entry == "e")
+    assert row.state is RunState.SKIPPED
+    assert "its message cannot be published" in str(row.error)
+    assert "is skipped: its message cannot be published" in caplog.text
+
+
+def emitted_at_least_once(going: Any) -> set[str]:
+    return {slot[5:-1] for name, slot in slots(messages(going.app)) if name == "e"}
+
+
+# -- Celery's own setting --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("deadline", "own", "made_up"),
+    [(None, {}, 1), (3600, {}, 1), (600, {}, 0), (600, {"catchup_window": 7200}, 1)],
+)
+def test_crontabs_heed_the_deadline_that_celery_has_for_them(
+    ledger: ShakyLedger,
+    clock: SettableClock,
+    deadline: float | None,
+    own: dict[str, Any],
+    made_up: int,
+) -> None:
+    entries = {
+        "e": {"task": "note", "schedule": crontab(minute=0), **own},
+        "interval": {"task": "note", "schedule": 3600, **own},
+    }
+    settings = {"beat_cron_starting_deadline": deadline}
+    run_for(beat(entries, ledger, clock, **settings), 1)
+    clock.advance(3600)
+    back = beat(entries, ledger, clock, **settings)  # At half past.
+    run_for(back, 1)
+    found = Counter(name for name, _ in slots(messages(back.app)))
+    assert (found["e"], found["interval"]) == (made_up, 1)

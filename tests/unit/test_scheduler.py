@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
 
 from celery_idem.keys import Stamp
@@ -259,3 +260,16 @@ def test_local_time(clock: SettableClock, enable_utc: bool) -> None:
     run_for(local, 60)
     found = [slot for entry, slot in slots(messages(app)) if entry == "e"]
     assert found == ["2026-03-28T05:00:00Z", "2026-03-29T04:00:00Z"]
+
+
+def test_a_name_that_no_other_beat_has_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app()
+    lazy = BeatLazyFunc(int)
+    app.add_periodic_task(10, app.tasks["note"].s(lazy))
+    app.add_periodic_task(10, app.tasks["note"].s(lazy), name="named")
+    app.add_periodic_task(10, app.tasks["note"].s("meet at 0x10"))
+    run_for(make_beat(app), 10)
+    assert len(messages(app)) == 3
+    told = [r for r in caplog.records if getattr(r, "action", "") == "name_not_shared"]
+    assert len(told) == 1
+    assert "give it a name" in told[0].getMessage()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError, Service
-from celery.schedules import schedstate
+from celery.schedules import schedstate, schedule
 
 from celery_idem import IdempotentScheduler
 from celery_idem.entry import Entry
@@ -271,6 +271,30 @@ def test_is_due_of_a_scheduler_may_say_no(start: Any) -> None:
         ("e", "2026-03-30T01:30:10Z"),
         ("e", "2026-03-30T01:30:20Z"),
     ]
+
+
+def test_is_due_of_a_scheduler_is_asked_about_a_schedule_of_somebodys_own_too(
+    start: Any, clock: SettableClock
+) -> None:
+    class Own(UnitScheduler):
+        closed = True
+
+        def is_due(self, entry: Any) -> Any:
+            return schedstate(is_due=False, next=1) if self.closed else super().is_due(entry)
+
+    class OfTheirs(schedule):
+        def now(self) -> datetime:
+            return clock.now()
+
+        def is_due(self, last_run_at: datetime) -> Any:
+            return super().is_due(last_run_at)
+
+    going = start(Own, {"theirs": {"task": "note", "schedule": OfTheirs(10)}})
+    run_for(going, 30)
+    assert messages(going.app) == []
+    going.closed = False
+    run_for(going, 31)
+    assert 3 <= len(slots(messages(going.app))) <= 4
 
 
 def test_an_is_due_that_raises_stops_nobody_else(

@@ -22,6 +22,7 @@ from celery_idem.slots import (
     next_slot,
     slots_between,
 )
+from celery_idem.slots.kinds import FIELDS_ARE_IN_TZ
 from tests.unit.slots_oracles import DAY, Cron, app_in, at, every
 
 pytestmark = pytest.mark.unit
@@ -198,28 +199,55 @@ def test_what_has_slots_passes(candidate: BaseSchedule) -> None:
     check(candidate)
 
 
-def test_a_nowfun_in_another_zone_is_refused() -> None:
-    """Celery before 5.7 would take its hours, later ones do not: nobody should guess."""
+def tokyo() -> datetime:
+    return datetime.now(ZoneInfo("Asia/Tokyo"))
 
-    def in_zone(zone: str, nowfun: Callable[[], datetime]) -> crontab:
-        return crontab("0", "9", nowfun=nowfun, app=app_in(zone))
 
-    def tokyo() -> datetime:
-        return datetime.now(ZoneInfo("Asia/Tokyo"))
+def no_clock() -> datetime:
+    raise RuntimeError("no clock")
 
-    def raising() -> datetime:
-        raise RuntimeError("no clock")
 
+def daily(nowfun: Callable[[], datetime], zone: str) -> schedule:
+    return schedule(86_400, relative=True, nowfun=nowfun, app=app_in(zone))
+
+
+def at_nine(nowfun: Callable[[], datetime], zone: str) -> crontab:
+    return crontab("0", "9", nowfun=nowfun, app=app_in(zone))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        daily,
+        pytest.param(
+            at_nine,
+            marks=pytest.mark.skipif(FIELDS_ARE_IN_TZ, reason="Celery 5.7 does not take its hours"),
+        ),
+    ],
+)
+def test_a_nowfun_in_another_zone_is_refused(made: Callable[..., BaseSchedule]) -> None:
+    """Celery would take its hours: nobody should guess."""
     with pytest.raises(InvalidSchedule, match="the time in Asia/Tokyo, but the slots are in UTC"):
-        check(in_zone("UTC", tokyo))
+        check(made(tokyo, "UTC"))
     with pytest.raises(InvalidSchedule, match="its nowfun fails: RuntimeError"):
-        check(in_zone("UTC", raising))
-    check(in_zone("Asia/Tokyo", tokyo))
+        check(made(no_clock, "UTC"))
+    check(made(tokyo, "Asia/Tokyo"))
     # Naive time is taken to be in the zone of the app, and an offset may be that of the zone.
-    check(in_zone("UTC", lambda: datetime.now().replace(tzinfo=None)))  # noqa: DTZ005
-    check(in_zone("Asia/Tokyo", lambda: datetime.now(timezone(timedelta(hours=9)))))
+    check(made(lambda: datetime.now().replace(tzinfo=None), "UTC"))  # noqa: DTZ005
+    check(made(lambda: datetime.now(timezone(timedelta(hours=9))), "Asia/Tokyo"))
     with pytest.raises(InvalidSchedule, match=r"the time in UTC\+05:00"):
-        check(in_zone("UTC", lambda: datetime.now(timezone(timedelta(hours=5)))))
+        check(made(lambda: datetime.now(timezone(timedelta(hours=5))), "UTC"))
+
+
+@pytest.mark.skipif(not FIELDS_ARE_IN_TZ, reason="Celery before 5.7 takes its hours")
+def test_a_crontab_has_its_hours_by_its_zone_whatever_its_nowfun_says() -> None:
+    by_tokyo = at_nine(tokyo, "Europe/Berlin")
+    check(by_tokyo)
+    slot = next_slot(by_tokyo, at("2026-07-01T00:00"))
+    assert slot == at("2026-07-01T07:00")
+    asked = at("2026-07-01T06:59")
+    by_celery = at_nine(lambda: asked.astimezone(ZoneInfo("Asia/Tokyo")), "Europe/Berlin")
+    assert by_celery.remaining_estimate(at("2026-06-30T12:00")) == timedelta(minutes=1)
 
 
 def test_a_naive_time_is_refused() -> None:
