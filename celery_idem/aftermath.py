@@ -25,6 +25,8 @@ from celery_idem.run import RunRow, RunState
 
 #: Characters of a result that the ledger keeps until callbacks are sent.
 LONGEST_RESULT = 1_000_000
+#: A worker that lives has stored a result by then.
+LONGEST_STORE = timedelta(seconds=60)
 #: Where a request notes what the ledger is to be told when its callbacks have been sent.
 _NOTE = "idem_unsent"
 
@@ -47,7 +49,7 @@ def unsent(result: Any) -> Unsent:
     """What the ledger keeps of a result until the callbacks have been sent."""
     try:
         text = dumps(result)
-    except (TypeError, ValueError):
+    except Exception:  # Also one that is nested too deeply, or what its own methods raise.
         return Unsent(None)
     return Unsent(text if len(text) <= LONGEST_RESULT else None)
 
@@ -121,9 +123,14 @@ def _result_is_missing(task: Any, request: Any, seen: RunRow) -> bool:
         return False
     if task.ignore_result or request.ignore_result or request.is_eager:
         return False
+    if seen.state is RunState.SUCCEEDED and seen.error is not None:
+        return False  # By an Ignore: the body has stored what there is, or something replaces it.
     if seen.task_id != request.id or seen.finished_at is None:
         return False
-    if backend.expires and seen.finished_at + timedelta(seconds=backend.expires) < SYSTEM.now():
+    since_end = SYSTEM.now() - seen.finished_at
+    if (seen.lease_seconds or 0.0) > 0 and since_end > LONGEST_STORE:
+        return False  # Its worker lives: it has been there, and somebody has deleted it.
+    if backend.expires and since_end > timedelta(seconds=backend.expires):
         return False  # It may have been there.
     try:
         return backend.get_state(request.id) not in states.READY_STATES

@@ -70,7 +70,7 @@ class Closing(Delivery):
             except LedgerError as exc:
                 signals.ledger_lost(f"Run {run.key}: its result is not kept", exc)
 
-    def _ended_by(self, run: Run, exc: Exception) -> None:
+    def _ended_by(self, run: Run, exc: BaseException) -> None:
         """Bring an exception of the body into the ledger; the caller raises it on."""
         if run.ended:
             return
@@ -161,6 +161,6 @@ class Closing(Delivery):
         self._put_back(run.key, self.settings.lease, str(exc))
 
 
-def _detail(exc: Exception, name: str) -> Any:
+def _detail(exc: BaseException, name: str) -> Any:
     """An attribute of one of Celery's exceptions, which its type stubs do not know."""
     return getattr(exc, name, None)

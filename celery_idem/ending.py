@@ -65,7 +65,7 @@ def persist(run: Run, write: Callable[[], None], eager: bool) -> None:
         signals.ledger_found(f"Run {run.key}")
 
 
-def error_of(exc: Exception) -> str:
+def error_of(exc: BaseException) -> str:
     """What the ledger keeps of an exception of the body, whatever its ``__str__`` does."""
     try:
         text = str(exc)

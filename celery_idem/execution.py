@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
 from celery_idem.closing import Closing
-from celery_idem.delivery import soon
+from celery_idem.delivery import soon, unchanged
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
     DuplicateRun,
@@ -49,7 +49,7 @@ class Execution(Closing):
     def execute(self, args: Any, kwargs: Any) -> Any:
         key = self._key()
         if key is None:
-            return self.task.run(*args, **kwargs)
+            return self.task._idem_body(args, kwargs)
         self._renew_if_returned_often(key)
         if self.is_shared and skipping.is_unwanted(self.request):
             self._leave_key(key)
@@ -176,14 +176,16 @@ class Execution(Closing):
             if taken_over:
                 self._record("takeover", run.key, f"fence {run.fence}, attempt {run.attempt}")
             signals.claimed(self.task, run, taken_over)
-            if self.task._idem_track_started:
-                self._store_started()
+            self._store_started()
             own = alone(self.stamp, run, self.member.locks, self.settings.namespace)
             with own, section_of(self.task._idem_lock, args, kwargs):
                 self._leave_queue()
                 has_begun = True
-                result = self.task.run(*args, **kwargs)
-        except Exception as exc:
+                with unchanged(self.request):
+                    result = self.task._idem_body(args, kwargs)
+        except BaseException as exc:
+            if _ends_the_worker(exc) or self._is_limit(exc):
+                raise  # Its parent, or the next one who has the message, finds the run.
             if isinstance(exc, LedgerUnavailable) and not has_begun:
                 self._not_begun(run, exc)
             self._ended_by(run, exc)
@@ -193,9 +195,26 @@ class Execution(Closing):
         self._succeeded(run, result)
         return result
 
+    def _is_limit(self, exc: BaseException) -> bool:
+        """True for the hard time limit of greenlets: their parent ends the run, and knows which."""
+        hard = self.request.timelimit[0] if self.request.timelimit else None
+        of_greenlets = type(exc).__module__.partition(".")[0] in ("gevent", "eventlet")
+        is_base = not isinstance(exc, Exception)
+        return of_greenlets and is_base and bool(hard or self.task.time_limit)
+
     def _store_started(self) -> None:
-        meta = {"pid": self.member.pid, "hostname": self.request.hostname}
-        self.task.backend.store_result(self.request.id, meta, states.STARTED, request=self.request)
+        request = self.request
+        ignored = self.task.ignore_result or request.ignore_result
+        if not self.task._idem_track_started or request.is_eager or ignored:
+            return  # As Celery's tracer.
+        meta = {"pid": self.member.pid, "hostname": request.hostname}
+        try:
+            self.task.backend.store_result(request.id, meta, states.STARTED, request=request)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as exc:
+            # No reason for the run to fail, whose body has not begun.
+            signals.started_not_stored(self.task, request.id, exc)
 
     # -- no claim --------------------------------------------------------------------------------
 
@@ -290,10 +309,18 @@ class Execution(Closing):
             if skipping.is_unwanted(self.request):
                 raise skipping.skipped(self.request)
             signals.ledger_lost(f"Run {key} is executed without a claim", exc)
-            return self.task.run(*args, **kwargs)
+            return self.task._idem_body(args, kwargs)
         if self.request.is_eager:
             raise exc
         self._put_back(key, soon(), str(exc))
+
+
+def _ends_the_worker(exc: BaseException) -> bool:
+    """True for what ends a process, thread or greenlet, rather than a body."""
+    if isinstance(exc, SystemExit | KeyboardInterrupt | GeneratorExit):
+        return True
+    # Its package may be absent, and is not to be loaded for this.
+    return any(kind.__name__ == "GreenletExit" for kind in type(exc).__mro__)
 
 
 def _reason(outcome: ClaimOutcome, seen: RunRow | None) -> str:

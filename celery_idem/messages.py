@@ -84,9 +84,18 @@ def dump(
         **({"eta": iso(eta)} if eta else {}),
     }
     try:
-        return dumps(message)
-    except (TypeError, ValueError):
+        text = dumps(message)
+    except Exception:  # Also of what is nested too deeply, or what its own methods raise.
         return None
+    if kept.get("serializer", "json") != "json" and not _is_told(text, message):
+        return None
+    return text
+
+
+def _is_told(text: str, message: Mapping[str, Any]) -> bool:
+    """False for arguments that come out of JSON as others: a tuple is a list, a key a text."""
+    content = loads(text)
+    return bool((content["args"], content["kwargs"]) == (message["args"], message["kwargs"]))
 
 
 def arguments(message: str) -> tuple[list[Any], dict[str, Any]]:

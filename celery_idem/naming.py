@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from celery import current_task
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_idem.arguments import Arguments
 from celery_idem.canonical import canonical
 from celery_idem.clock import SYSTEM
-from celery_idem.config import Settings
+from celery_idem.config import PREFIX, Settings
 from celery_idem.errors import InvalidHeader, InvalidRunKey
 from celery_idem.keys import HEADER_KEY, RunKey, Stamp, check_text
 from celery_idem.messages import HEADER_PUT_BACK
 from celery_idem.policy import Scope, Unstamped
+from celery_idem.replacing import MARKS, replaces, times_replaced
 from celery_idem.task_keys import OPTION, TaskKey
 
 
@@ -83,6 +85,7 @@ def stamped(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given
         Exception: what `TaskKey.text` raises.
     """
     headers: Mapping[str, Any] | None = options.get("headers")
+    headers = _without_anothers(task, headers, options)
     if headers and HEADER_KEY in headers:
         # A slot's, or one that was stamped before: of a retry, of a message that was put back.
         return Stamped(headers)
@@ -107,7 +110,7 @@ def _new_key(
         text: str | None = check_text(given)
     else:
         # What takes the place of a task is not a copy of it, though it may have its arguments.
-        text = None if options.get("replaced_task_nesting") else own.text(args, kwargs)
+        text = None if replaces(task.name, options.get("headers")) else own.text(args, kwargs)
     if text is None:
         return None
     slot = own.slot(task.app, SYSTEM.now())
@@ -125,9 +128,36 @@ def _key_of_delivery(task: Any, options: Mapping[str, Any]) -> RunKey | None:
     """
     request = task.request
     key: RunKey | None = getattr(request, _NOTE, None)
-    nesting = options.get("replaced_task_nesting") or 0
-    is_same = options.get("task_id") == request.id and nesting == request.replaced_task_nesting
+    times = times_replaced(options.get("headers"))
+    is_same = options.get("task_id") == request.id and times == times_replaced(request.headers)
     return key if is_same else None
+
+
+def _without_anothers(
+    task: Any, headers: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """`headers` without those of ours that the message being executed has, if this is another one.
+
+    A body may pass on all the headers that it has got, for the sake of those of its project.
+    """
+    current: Any = current_task._get_current_object()  # type: ignore[attr-defined]
+    if not headers or current is None or current.request.called_directly:
+        return headers
+    request = current.request
+    theirs = request.headers or {}
+    is_same = (
+        current.name == task.name
+        and options.get("task_id") == request.id
+        and times_replaced(headers) == times_replaced(theirs)
+    )
+    if is_same:
+        return headers
+    kept = {OPTION, *(MARKS if options.get("task_id") == request.id else ())}
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(PREFIX) or name in kept or theirs.get(name) != value
+    }
 
 
 # -- the worker ----------------------------------------------------------------------------------
@@ -171,14 +201,15 @@ def identify(
         raise InvalidHeader(
             HEADER_KEY, None, "messages without a run key are refused (idem_unstamped)"
         )
-    nesting = request.get("replaced_task_nesting") or 0
-    text = _unsigned(task, headers, request, settings, nesting)
+    times = times_replaced(headers)
+    text = _unsigned(task, headers, request, settings)
     if text is not None:
         key = RunKey.for_task(settings.namespace, task.name, text)
         return _shared(task, None, key, request["id"])
     if unstamped is Unstamped.RUN:
         return Identity(None, None)
-    own = RunKey.for_message(settings.namespace, task.name, request["id"], nesting)
+    nesting = max(times, request.get("replaced_task_nesting") or 0)
+    own = RunKey.for_message(settings.namespace, task.name, str(request["id"]), nesting)
     return Identity(None, own)
 
 
@@ -199,7 +230,6 @@ def _unsigned(
     headers: Mapping[str, Any],
     request: Mapping[str, Any],
     settings: Settings,
-    nesting: int,
 ) -> str | None:
     """The key of a message whose sender does not know the task: from its header or arguments."""
     own: TaskKey = task._idem_key
@@ -217,6 +247,6 @@ def _unsigned(
             raise InvalidHeader(OPTION, text, exc.reason) from exc
     # With a signing key nobody is to occupy a key by arguments. And the period of a grain is known
     # to the sender alone: the message may come again in the next one.
-    if settings.signing_key or own.has_grain or nesting:
+    if settings.signing_key or own.has_grain or replaces(task.name, headers):
         return None
     return own.text(request.get("args"), request.get("kwargs"))

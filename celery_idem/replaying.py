@@ -35,7 +35,7 @@ def stored(task: Any, key: RunKey, result: Any) -> str | None:
     """The text by which a result is kept; None, with a line in the log, if it cannot be."""
     try:
         text = dumps(result)
-    except (TypeError, ValueError) as exc:
+    except Exception as exc:  # Also of one that is nested too deeply, or what its methods raise.
         signals.not_stored(task, key, f"JSON cannot tell it: {exc}")
         return None
     size = len(text.encode())

@@ -29,6 +29,7 @@ from kombu.asynchronous import get_event_loop
 
 from celery_idem import signals, skipping
 from celery_idem.clock import SYSTEM
+from celery_idem.config import Settings
 from celery_idem.errors import IdemError
 from celery_idem.lease import PROCESS
 from celery_idem.member import Member
@@ -81,12 +82,23 @@ class Request(CeleryRequest):
         died = isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt)
         if not died or self._is_failed or not pid or _is_closing():
             return go_on()
-        if not Member.of(app).settings.enabled:
+        if not Settings.of(app).enabled:
+            return go_on()
+        if self._is_last_retry():
+            # Celery is about to store its failure: no beat is to publish it again.
+            self._fail(str(exc))
             return go_on()
         # Its message is about to be returned. What it owned is to be free before another worker has
         # it, which would otherwise put it back until the lease's end.
         _after(_releaser().submit(release_leases, app, pid), go_on)
         return None
+
+    def _is_last_retry(self) -> bool:
+        """True if a lost worker is answered by retries (Celery 5.7), and there are none left."""
+        task: Any = self.task
+        most = task.max_retries
+        answered = getattr(task, "retry_on_worker_lost", False) and most is not None
+        return bool(answered and (self.request_dict.get("retries") or 0) >= most)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         super().on_timeout(soft, timeout)
@@ -103,7 +115,7 @@ class Request(CeleryRequest):
             super().cancel(*args, **kwargs)
             app: Any = self.app
             pid: Any = self.worker_pid
-            if pid and _process(pid) == pid and Member.of(app).settings.enabled:
+            if pid and _process(pid) == pid and Settings.of(app).enabled:
                 # This may be called by a handler of signals, which must not wait for a lock.
                 _CANCELLED.append((app, pid))
                 start_new_thread(release_leases, (app, pid, PATIENCE))
@@ -111,15 +123,15 @@ class Request(CeleryRequest):
     def _is_claimed(self) -> bool:
         """True if the child is going to ask the ledger for this message's run."""
         app: Any = self.app
-        member = Member.of(app)
-        return member.settings.enabled and _claim(self.task, self.request_dict, member) is not None
+        settings = Settings.of(app)
+        return settings.enabled and _claim(self.task, self.request_dict, settings) is not None
 
     def _fail(self, error: str, skip: bool = False) -> None:
         # Never on this thread: it is the worker's event loop, and a database that does not answer
         # would stop the heartbeat to the broker.
         app: Any = self.app
         pid: Any = self.worker_pid
-        if Member.of(app).settings.enabled and pid:
+        if Settings.of(app).enabled and pid:
             self._is_failed = True
             request = dict(self.request_dict)
             _writer().submit(_fail, self.task, request, _process(pid), error, skip)
@@ -138,7 +150,7 @@ def _fail(task: Any, request: dict[str, Any], pid: int, error: str, skip: bool) 
             slot that was not claimed in time is published again.
     """
     try:
-        claim = _claim(task, request, Member.of(task.app))
+        claim = _claim(task, request, Settings.of(task.app))
         if claim is not None:
             _fail_claimed(task, claim, request, pid, error, skip)
     except IdemError as exc:
@@ -243,9 +255,8 @@ def _is_there(pid: int) -> bool:
     return True
 
 
-def _claim(task: Any, request: dict[str, Any], member: Member) -> ClaimRequest | None:
+def _claim(task: Any, request: dict[str, Any], settings: Settings) -> ClaimRequest | None:
     """The claim that the child makes for this message; None if it makes none."""
-    settings = member.settings
     try:
         found = identify(task, request, request, settings)
     except Exception:  # Also what a callable of the project's raises: the child refuses it then.

@@ -204,6 +204,17 @@ def reemitted(sender: Any, row: RunRow) -> None:
     run_reemitted.send(sender=sender, row=row)
 
 
+def started_not_stored(sender: Any, task_id: str, error: BaseException) -> None:
+    """The result backend did not take the state STARTED."""
+    logger.warning(
+        "Task %s[%s] begins, but its state STARTED is not stored: %s",
+        sender.name,
+        task_id,
+        error,
+        extra={"action": "started_not_stored"},
+    )
+
+
 def skipped(sender: Any, key: object, reason: str) -> None:
     """A run will never be executed."""
     logger.warning(

@@ -29,6 +29,7 @@ from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
 from celery_idem.naming import digest_of, stamped
+from celery_idem.replacing import mark_heir
 from celery_idem.replaying import check_replay
 from celery_idem.reserving import Sending, heed_names, is_awaited, publish_once
 from celery_idem.run import CURRENT, Run
@@ -71,6 +72,18 @@ _POSITIONAL = ("task_id", "producer", "link", "link_error", "shadow")
 
 #: The run whose retry is being published by `Task.retry` in this context.
 _RETRYING: ContextVar[Run | None] = ContextVar("celery_idem_retrying", default=None)
+
+
+#: Marks a request of which a subclass's own `__call__` is being executed.
+_BY_OTHERS = object()
+
+
+def _claim_first(self: IdempotentTask, *args: Any, **kwargs: Any) -> Any:
+    """Stands before a subclass's own `__call__`, which need not call ours."""
+    request: Any = self.request
+    if request.called_directly or getattr(request, "idem_entered", None) is not None:
+        return self._idem_call(*args, **kwargs)
+    return self._idem_enter(args, kwargs)
 
 
 class IdempotentTask(BaseTask):
@@ -130,6 +143,9 @@ class IdempotentTask(BaseTask):
     idem_claims = True
 
     _idem_track_started = False
+    #: Methods of a subclass that the tracer would call before the claim.
+    _idem_call: Any = None
+    _idem_before_start: Any = None
     _idem_lock: TaskLock | None = None
     _idem_key: TaskKey | None = None
     _idem_terms = Terms()
@@ -159,12 +175,25 @@ class IdempotentTask(BaseTask):
             return
         if cls._idem_terms.is_once:
             heed_names(app)
-        if DuplicateRun not in cls.throws:
-            cls.throws = (*cls.throws, DuplicateRun)
+        # Celery takes a class as well as several.
+        given: Any = cls.throws
+        throws = given if isinstance(given, tuple | list) else (given,)
+        if DuplicateRun not in throws:
+            cls.throws = (*throws, DuplicateRun)
+        cls._take_over("__call__", "_idem_call", _claim_first)
+        cls._take_over("before_start", "_idem_before_start", BaseTask.before_start)
         if cls.track_started:
             # The tracer stores STARTED before it calls the task, and a copy would overwrite the
             # FAILURE of the run it repeats: stored after the claim instead.
             cls._idem_track_started, cls.track_started = True, False
+
+    @classmethod
+    def _take_over(cls, name: str, kept: str, ours: Any) -> None:
+        """What a subclass does by its own method `name` is done under the claim."""
+        method = getattr(cls, name)
+        if method not in (getattr(IdempotentTask, name), ours):
+            setattr(cls, kept, method)
+            setattr(cls, name, ours)
 
     @classmethod
     def _take_prefixed(cls, owner: str) -> None:
@@ -203,20 +232,41 @@ class IdempotentTask(BaseTask):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request: Any = self.request
-        if request.called_directly or getattr(request, "idem_entered", False):
+        if request.called_directly:
             return super().__call__(*args, **kwargs)
-        # The tracer has pushed this request: a second call under it is the body calling its own
-        # task as a plain function.
+        entered = getattr(request, "idem_entered", None)
+        if entered is None:
+            return self._idem_enter(args, kwargs)
+        if entered is _BY_OTHERS:
+            # Their `__call__` goes on to this one.
+            request.idem_entered = True
+            return self.run(*args, **kwargs)
+        # A second call under the request that the tracer has pushed: the body calls its own task as
+        # a plain function.
+        return super().__call__(*args, **kwargs)
+
+    def _idem_enter(self, args: Any, kwargs: Any) -> Any:
+        request: Any = self.request
         request.idem_entered = True
+        if not Settings.of(self.app).enabled:
+            return self.run(*args, **kwargs)
         try:
             member = Member.of(self.app)
         except IdemError as exc:
             if request.is_eager:
                 raise
             put_back(self, request, f"{self.name}[{request.id}]", soon(), str(exc))
-        if not member.settings.enabled:
-            return self.run(*args, **kwargs)
         return Execution(self, request, member).execute(args, kwargs)
+
+    def _idem_body(self, args: Any, kwargs: Any) -> Any:
+        """What is executed under the claim."""
+        request: Any = self.request
+        if self._idem_before_start is not None:
+            self._idem_before_start(request.id, args, kwargs)
+        if self._idem_call is None:
+            return self.run(*args, **kwargs)
+        request.idem_entered = _BY_OTHERS
+        return self._idem_call(*args, **kwargs)
 
     def signature_from_request(
         self,
@@ -229,7 +279,16 @@ class IdempotentTask(BaseTask):
         """Celery's; a retry or a message that is put back keeps its serializer and compression."""
         request = self.request if request is None else request
         options = {**messages.form(request), **options}
+        if options.get("headers") is not None:
+            # Its run is the same, whatever headers the body gives to a retry.
+            options["headers"] = {**_of_ours(request.headers), **options["headers"]}
         return super().signature_from_request(request, args, kwargs, queue, **options)
+
+    def on_replace(self, sig: Any) -> Any:
+        """Celery's, for a signature in which the heir of the task id is marked as such."""
+        if Settings.of(self.app).enabled:
+            mark_heir(sig, self.name, self.request)
+        return super().on_replace(sig)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Celery's retry; the ledger awaits the retry before its message goes out.
@@ -267,7 +326,9 @@ class IdempotentTask(BaseTask):
             AlreadyScheduled, KeyReused: nothing was published, see ``idem_publish``.
         """
         options.update(zip(_POSITIONAL, more, strict=False))
+        _make_text(options, "task_id")
         terms = self._idem_terms.with_publish(f"task {self.name}", options.pop(ONCE, None))
+        args, kwargs = self._as_sent(args, kwargs, options)
         key = self._name(args, kwargs, options)
         run = _RETRYING.get()
         if run is not None and options.get("task_id") == run.task_id:
@@ -284,8 +345,17 @@ class IdempotentTask(BaseTask):
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Celery's call in this process, with the keys of `apply_async`."""
         options.pop(ONCE, None)
+        _make_text(options, "task_id")
         self._name(args, kwargs, options)
         return super().apply(args, kwargs, *more, **options)
+
+    def _as_sent(self, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        """The arguments as Celery sends them: models (``pydantic=True``) by what is in them."""
+        dump = getattr(self, "_dump_pydantic_arguments", None)
+        if dump is None or options.get("serializer", self.serializer) == "pickle":
+            return args, kwargs
+        sent: tuple[Any, Any] = dump(args, kwargs)
+        return sent
 
     def _name(self, args: Any, kwargs: Any, options: dict[str, Any]) -> RunKey | None:
         """Put the key of a message that is about to be sent into its headers.
@@ -300,6 +370,16 @@ class IdempotentTask(BaseTask):
         if headers is not None:
             options["headers"] = headers
         return key
+
+
+def _make_text(options: dict[str, Any], name: str) -> None:
+    """As Celery's messages have it: a UUID may be given for a task id."""
+    if options.get(name) is not None:
+        options[name] = str(options[name])
+
+
+def _of_ours(headers: Any) -> dict[str, Any]:
+    return {name: value for name, value in (headers or {}).items() if name.startswith(PREFIX)}
 
 
 def _await_retry(task: IdempotentTask, run: Run, args: Any, kwargs: Any, options: Any) -> None:

@@ -16,7 +16,7 @@ from celery import Celery
 from celery_idem.arguments import Arguments, filled
 from celery_idem.canonical import canonical
 from celery_idem.errors import ImproperlyConfigured
-from celery_idem.keys import EPOCH
+from celery_idem.keys import EPOCH, MAX_TEXT_BYTES, shorten
 from celery_idem.slots import Grain, grain_start
 
 #: For annotations of tasks.
@@ -91,11 +91,13 @@ class TaskKey:
                 raise ImproperlyConfigured(self._setting, made, reason)
             return made
         named = self._arguments.named(args, kwargs) if self._arguments else {}
-        if self._takes_all:
-            return canonical(named, "arguments")
         if self._template is not None:
             return filled(self._setting, self._template, named)
-        return canonical({name: named.get(name) for name in self._names}, "arguments")
+        if not self._takes_all:
+            named = {name: named.get(name) for name in self._names}
+        text = canonical(named, "arguments")
+        # Arguments may be longer than names may: their digest tells them apart as well.
+        return shorten(text) if len(text.encode()) > MAX_TEXT_BYTES else text
 
     @property
     def has_grain(self) -> bool:

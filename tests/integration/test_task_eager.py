@@ -12,7 +12,8 @@ import pytest
 from celery import Celery, Task
 
 from celery_idem import IdempotentTask, InvalidHeader, LedgerUnavailable, RunKey, current_run
-from celery_idem.errors import NoCurrentRun
+from celery_idem.config import Settings
+from celery_idem.errors import DuplicateRun, NoCurrentRun
 from celery_idem.keys import Stamp
 from celery_idem.member import Member
 from celery_idem.run import RunRow, RunState
@@ -36,7 +37,8 @@ def new_app() -> Iterator[NewApp]:
 
     yield make
     for app in apps:
-        Member.of(app).leases.close()
+        if Settings.of(app).enabled:
+            Member.of(app).leases.close()
         app.close()
 
 
@@ -60,6 +62,11 @@ class Shop:
                 raise self.retry(countdown=0, exc=OSError("not yet"))
             return self.request.retries
 
+        @app.task(shared=False, base=IdempotentTask, bind=True, name="replaces")
+        def replaces(self: Task[Any, Any], times: int) -> Any:
+            done.append(times)
+            return self.replace(replaces.s(times - 1)) if times else "replaced"
+
         @app.task(shared=False, base=IdempotentTask, name="outer")
         def outer(inner_id: str) -> list[str]:
             before = current_run().key.text
@@ -78,7 +85,7 @@ class Shop:
             done.append("unclaimed")
 
         self.note, self.retries, self.outer = note, retries, outer
-        self.fails, self.unclaimed = fails, unclaimed
+        self.fails, self.unclaimed, self.replaces = fails, unclaimed, replaces
 
     def row(self, task: str, task_id: str) -> RunRow:
         row = self.read(RunKey.for_message(NAMESPACE, task, task_id))
@@ -206,6 +213,44 @@ def test_switched_off_it_is_plain_celery(new_app: NewApp, file: Path) -> None:
     assert shop.retries.apply((1,)).result == 1
     assert shop.done == ["x", "x", 0, 1]
     assert not file.exists()
+
+
+def test_switched_off_the_url_of_the_ledger_need_not_be_usable(new_app: NewApp) -> None:
+    app = new_app("oracle://nobody@localhost/none", idem_enabled=False)
+    assert Shop(app).note.apply(("x",)).result == "x"
+
+
+def test_a_task_id_may_be_a_uuid(shop: Shop) -> None:
+    task_id = uuid4()
+    for _ in range(2):
+        shop.note.apply(("x",), task_id=task_id)
+    assert shop.done == ["x"]
+    assert shop.row("note", str(task_id)).state is RunState.SUCCEEDED
+
+
+def test_an_eager_call_stores_no_state(new_app: NewApp, file: Path) -> None:
+    """As Celery's tracer: a call has no state STARTED, and its backend may be away."""
+    away = "redis://127.0.0.1:1/0"
+    app = new_app(f"sqlite:///{file}", task_track_started=True, result_backend=away)
+    assert Shop(app).note.apply(("x",)).result == "x"
+
+
+def test_a_class_may_stand_for_the_exceptions_that_a_task_throws(
+    new_app: NewApp, file: Path
+) -> None:
+    app = new_app(f"sqlite:///{file}")
+    declare: Any = app.task
+    options = {"shared": False, "base": IdempotentTask, "throws": ValueError}
+
+    def body() -> None: ...
+
+    task = declare(**options)(body)
+    assert task.throws == (ValueError, DuplicateRun)
+
+
+def test_an_eager_task_may_replace_itself(shop: Shop) -> None:
+    assert shop.replaces.apply((2,)).result == "replaced"
+    assert shop.done == [2, 1, 0]
 
 
 def test_without_its_database_a_call_fails(new_app: NewApp) -> None:

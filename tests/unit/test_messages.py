@@ -167,6 +167,21 @@ def test_a_message_that_json_cannot_tell_is_not_written_down(value: Any) -> None
     assert messages.dump("bill", (value,), {}, {}) is None
 
 
+@pytest.mark.parametrize("value", [(1, 2), {1: "one"}])
+def test_what_another_serializer_tells_otherwise_is_not_written_down(value: Any) -> None:
+    """The body would be executed with other arguments."""
+    assert messages.dump("bill", (value,), {}, {"serializer": "pickle"}) is None
+    assert messages.dump("bill", (7, "x"), {}, {"serializer": "pickle"})
+    assert messages.dump("bill", (value,), {}, {})
+
+
+def test_what_is_nested_too_deeply_is_not_written_down() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert messages.dump("bill", (deep,), {}, {}) is None
+
+
 def test_a_message_that_contains_itself_is_not_written_down() -> None:
     """It could not be published as JSON either."""
     circle: list[Any] = []

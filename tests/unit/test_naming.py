@@ -25,6 +25,7 @@ from celery_idem.config import Settings
 from celery_idem.errors import ImproperlyConfigured
 from celery_idem.keys import EPOCH, HEADER_KEY, Stamp
 from celery_idem.naming import identify
+from celery_idem.replacing import HEADER_REPLACED, HEADER_REPLACES
 from tests.unit.beats import messages
 
 Declare = Callable[..., Any]
@@ -273,11 +274,35 @@ def test_with_a_signing_key_nobody_occupies_a_key_by_arguments(app: Celery) -> N
 
 def test_what_replaces_a_task_is_no_copy_of_it(app: Celery) -> None:
     task = declare(app, bill, idem_key=["customer"])
-    task.apply_async((7,), task_id="one", replaced_task_nesting=1)
+    marks = {HEADER_REPLACES: 1, HEADER_REPLACED: ["shop.bill"]}
+    task.apply_async((7,), task_id="one", headers=marks)
     (message,) = messages(app)
     assert HEADER_KEY not in message.headers
-    request = {"id": "one", "args": (7,), "kwargs": {}, "replaced_task_nesting": 1}
-    assert identify(task, {}, request, Settings.of(app)).key == RunKey("shop:shop.bill[one/1]")
+    request = {"id": "one", "args": (7,), "kwargs": {}}
+    assert identify(task, marks, request, Settings.of(app)).key == RunKey("shop:shop.bill[one/1]")
+
+
+def test_what_replaces_another_task_has_its_own_key(app: Celery) -> None:
+    task = declare(app, bill, idem_key=["customer"])
+    marks = {HEADER_REPLACES: 1, HEADER_REPLACED: ["shop.other"]}
+    task.apply_async((7,), task_id="one", headers=marks)
+    assert sent(app) == [RunKey('shop:shop.bill={"customer":7}')]
+
+
+@pytest.mark.parametrize("times", ["one", True, -1, 1.5])
+def test_a_count_that_is_none_is_refused(app: Celery, times: Any) -> None:
+    task = declare(app, bill)
+    request = {"id": "one", "args": (7,), "kwargs": {}}
+    with pytest.raises(InvalidHeader, match=r"idem_replaces = .* must be a whole number"):
+        identify(task, {HEADER_REPLACES: times}, request, Settings.of(app))
+
+
+def test_arguments_that_are_longer_than_names_may_be_make_a_key(app: Celery) -> None:
+    task = declare(app, bill, idem_publish="once")
+    one, other = (task._idem_key.text(("x" * 20_000 + end,), {}) for end in "ab")
+    assert one != other
+    assert one == task._idem_key.text(("x" * 20_000 + "a",), {})
+    assert len(one.encode()) <= 255
 
 
 def test_a_retry_and_what_was_put_back_keep_their_key(app: Celery) -> None:
