@@ -11,7 +11,7 @@ PYENV := $(wildcard $(HOME)/.pyenv/versions/3.1*/bin/python)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types docs acceptance matrix bench chaos clean tox
+.PHONY: help demo test lint types docs thorough acceptance matrix bench chaos clean tox
 
 help: ## show the targets
 	@echo "celery_idem: make TARGET [PYTHON=...] [ARGS=...]"
@@ -35,6 +35,9 @@ types: tox ## mypy --strict
 docs: tox ## run what the documents say
 	$(TOX) run -e newest -- tests/docs \
 		tests/acceptance/test_demo.py::test_every_slot_is_executed_once $(ARGS)
+
+thorough: tox ## every test, also those of which the others are a sample
+	IDEM_THOROUGH=1 $(TOX) run -e newest,oldest $(ARGS)
 
 acceptance: tox ## the whole system on every database and broker, a minute each
 	IDEM_ACCEPTANCE_SECONDS=60 $(TOX) run -e newest -- tests/acceptance $(ARGS)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests import processes, services
+from tests import processes, sample, services
 from tests.services.base import Kind
 
 HERE = Path(__file__).parent
@@ -63,6 +63,7 @@ if services.MYSQL.variable in os.environ:
 used = pytest.StashKey[list[str]]()
 missing = pytest.StashKey[Counter[str]]()
 found = pytest.StashKey["Found"]()
+left_out = pytest.StashKey[int]()
 
 
 class Found:
@@ -109,17 +110,27 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes room for what the end of the run reports."""
     config.stash[used] = []
     config.stash[missing] = Counter()
+    config.stash[left_out] = 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with its cost: the name of the folder that it is in. Sorts the files."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks each test with its cost, the name of its folder; takes the sample; sorts the files."""
     for item in items:
         if HERE in item.path.parents:
             cost = item.path.relative_to(HERE).parts[0]
             if cost in COSTS:
                 item.add_marker(cost)
+    if not _are_named(config):
+        items[:], left = sample.divide(items)
+        config.stash[left_out] = len(left)
+        config.hook.pytest_deselected(items=left)
     ranks = {HERE / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def _are_named(config: pytest.Config) -> bool:
+    """True if single tests are asked for."""
+    return any("::" in str(argument) for argument in config.args)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -157,6 +168,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["used"] = session.config.stash[used]
         counted = session.config.stash[missing]
         output["missing"] = dict(counted)
+        output["left_out"] = session.config.stash[left_out]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -167,6 +179,8 @@ def pytest_testnodedown(node: Any) -> None:
     lines = node.config.stash[used]
     lines += [line for line in output.get("used", []) if line not in lines]
     node.config.stash[missing].update(output.get("missing", {}))
+    # Each has collected all tests.
+    node.config.stash[left_out] = max(node.config.stash[left_out], output.get("left_out", 0))
 
 
 def pytest_terminal_summary(
@@ -175,6 +189,11 @@ def pytest_terminal_summary(
     """Says which servers were used, and which were missed by how many tests."""
     lines = [f"used     {line}" for line in config.stash[used]]
     lines += [f"MISSING  {line}: {n} tests skipped" for line, n in config.stash[missing].items()]
+    if config.stash[left_out]:
+        lines.append(
+            f"SAMPLE   {config.stash[left_out]} tests are left out, which differ from others in "
+            "their parameters: `make thorough` runs them"
+        )
     if lines:
         terminalreporter.section("servers")
         for line in lines:
@@ -248,4 +267,4 @@ def broker(request: pytest.FixtureRequest) -> services.Broker:
 @pytest.fixture(scope="session")
 def acceptance_seconds() -> float:
     """How long an acceptance test lets the system run (IDEM_ACCEPTANCE_SECONDS)."""
-    return float(os.environ.get("IDEM_ACCEPTANCE_SECONDS", "9"))
+    return float(os.environ.get("IDEM_ACCEPTANCE_SECONDS", "6"))

@@ -162,6 +162,7 @@ def test_stock_celery_executes_each_slot_once_per_beat(folder: Path, seconds: st
     assert int(happened) > 2 * int(due) > 0
 
 
+@pytest.mark.sample("SIGINT", "SIGKILL")
 @pytest.mark.parametrize("end", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_nothing_is_left_when_it_is_interrupted(end: str, folder: Path) -> None:
     with demo(folder, "--stock") as running:

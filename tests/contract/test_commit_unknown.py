@@ -167,6 +167,7 @@ def is_true(far: Far, run: Run, name: str, told: bool) -> bool:
 EXCHANGES = [claims, claims_scheduled, takes_over, succeeds, fails, retries, gives_back, commits]
 
 
+@pytest.mark.sample("postgres-*-new", "mariadb-*-pooled")
 @pytest.mark.parametrize("warm", [True, False], ids=["pooled", "new"])
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=lambda exchange: exchange.__name__)
 def test_a_connection_may_break_at_any_message(

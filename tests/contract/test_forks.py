@@ -221,7 +221,7 @@ print("fine")
 def test_a_child_connects_that_was_made_while_its_parent_connected(server: Store) -> None:
     """None of them waits for ever for a lock that a thread of its parent held."""
     done = subprocess.run(
-        [sys.executable, "-c", CONNECTING, server.url, "60"],
+        [sys.executable, "-c", CONNECTING, server.url, "20"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -81,6 +81,7 @@ def fence_of(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline())
 
 
+@pytest.mark.sample("postgres-rows", "mariadb-redis", "sqlite-rows")
 def test_after_kill_9_of_the_holder_the_lock_is_free_within_its_lease(
     database: Store, redis: str | None
 ) -> None:
@@ -95,6 +96,7 @@ def test_after_kill_9_of_the_holder_the_lock_is_free_within_its_lease(
             assert lock.fence > fence
 
 
+@pytest.mark.sample("postgres-redis", "mariadb-rows", "sqlite-redis")
 def test_a_stopped_holder_has_lost_its_lock_when_another_is_in(
     database: Store, redis: str | None
 ) -> None:
@@ -175,6 +177,7 @@ def contend(index: int, url: str, redis: str | None, times: int) -> list[Stay]:
         return [stay for each in in_threads(THREADS, lambda _: enter(app)) for stay in each]
 
 
+@pytest.mark.sample("postgres-rows", "mariadb-redis", "sqlite-rows")
 def test_sixteen_contenders_are_inside_one_after_the_other(
     database: Store, redis: str | None
 ) -> None:

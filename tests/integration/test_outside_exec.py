@@ -66,6 +66,7 @@ def test_of_two_at_the_same_moment_one_runs_and_both_exit_alike(any_shell: Shell
     assert " is a duplicate: " in line
 
 
+@pytest.mark.sample("true-0", "kill -KILL*")
 @pytest.mark.parametrize(
     ("script", "status"),
     [("true", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)],
@@ -99,6 +100,7 @@ def test_who_does_not_wait_is_told_to_come_again(shell: Shell) -> None:
     assert first.wait(PATIENCE) == 3
 
 
+@pytest.mark.sample("15")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_reach_the_command(shell: Shell, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
@@ -181,6 +183,7 @@ def test_a_run_is_given_up_where_hosts_keep_dying(shell: Shell) -> None:
     assert shell.lines() == ["begun"]
 
 
+@pytest.mark.sample("trap ''*")
 @pytest.mark.parametrize("trap", ["trap 'echo asked >> log; exit 0' TERM", "trap '' TERM"])
 def test_a_command_ends_with_its_lease(shell: Shell, trap: str) -> None:
     """It is asked, and killed if it does not end: somebody else may begin it from then on."""

@@ -78,6 +78,7 @@ def test_each_concurrent_body_has_a_lease_of_its_own(stage: Stage, worker: Worke
         assert stage.get(task_id) == stage.key("gated_bound", task_id).text
 
 
+@pytest.mark.sample("prefork", "threads")
 def test_leases_are_renewed_while_a_body_computes(stage: Stage, worker: Worker) -> None:
     """A body that never pauses, for longer than a lease, stays the owner of its run."""
     file = stage.directory / str(uuid4())
@@ -109,6 +110,7 @@ def end_of(stage: Stage, lease_id: str) -> datetime:
     return end
 
 
+@pytest.mark.sample("prefork", "gevent")
 def test_a_warm_shutdown_deletes_all_leases(stage: Stage, worker: Worker) -> None:
     """What the worker owned is free at once, and its log has no traceback but a body's."""
     stage.get(stage.send("note"))

@@ -63,6 +63,7 @@ def storm(new_stage: NewStage, request: pytest.FixtureRequest) -> Any:
         worker.kill()
 
 
+@pytest.mark.sample("redis-postgres")
 def test_a_thousand_copies_of_a_message_run_once(storm: Storm) -> None:
     """One task id: 1 execution, 999 duplicates recorded."""
     stage, before = storm.stage, storm.counts()
@@ -76,6 +77,7 @@ def test_a_thousand_copies_of_a_message_run_once(storm: Storm) -> None:
     storm.assert_calm()
 
 
+@pytest.mark.sample("rabbitmq-mariadb")
 def test_a_thousand_copies_of_a_slot_run_once(storm: Storm) -> None:
     """One run key, stamped by beats: 1 execution, 999 duplicates recorded."""
     stage, before = storm.stage, storm.counts()
@@ -90,6 +92,7 @@ def test_a_thousand_copies_of_a_slot_run_once(storm: Storm) -> None:
     storm.assert_calm()
 
 
+@pytest.mark.sample("redis-postgres-retries", "rabbitmq-mariadb-autoretry")
 @pytest.mark.parametrize("task", ["retries", "autoretry"])
 def test_a_hundred_retries_with_idle_workers(storm: Storm, task: str) -> None:
     """countdown=0, and always a child that is free: three tries each, none is stuck."""
