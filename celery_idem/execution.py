@@ -35,6 +35,7 @@ from celery_idem.lease import Lease
 from celery_idem.locking import section_of
 from celery_idem.naming import payload_of
 from celery_idem.overlapping import alone
+from celery_idem.overriding import execute
 from celery_idem.policy import OnCrash, OnDatabaseError, OnDuplicate
 from celery_idem.replaying import replayed
 from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunRow, RunState
@@ -49,7 +50,7 @@ class Execution(Closing):
     def execute(self, args: Any, kwargs: Any) -> Any:
         key = self._key()
         if key is None:
-            return self.task._idem_body(args, kwargs)
+            return execute(self.task, args, kwargs)
         self._renew_if_returned_often(key)
         if self.is_shared and skipping.is_unwanted(self.request):
             self._leave_key(key)
@@ -182,7 +183,7 @@ class Execution(Closing):
                 self._leave_queue()
                 has_begun = True
                 with unchanged(self.request):
-                    result = self.task._idem_body(args, kwargs)
+                    result = execute(self.task, args, kwargs)
         except BaseException as exc:
             if _ends_the_worker(exc) or self._is_limit(exc):
                 raise  # Its parent, or the next one who has the message, finds the run.
@@ -309,7 +310,7 @@ class Execution(Closing):
             if skipping.is_unwanted(self.request):
                 raise skipping.skipped(self.request)
             signals.ledger_lost(f"Run {key} is executed without a claim", exc)
-            return self.task._idem_body(args, kwargs)
+            return execute(self.task, args, kwargs)
         if self.request.is_eager:
             raise exc
         self._put_back(key, soon(), str(exc))

@@ -19,7 +19,7 @@ from celery.utils import uuid
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
-from celery_idem.config import PREFIX, Settings, check_names, option, options_in
+from celery_idem.config import PREFIX, Settings
 from celery_idem.delivery import put_back, soon
 from celery_idem.ending import persist
 from celery_idem.errors import DuplicateRun, IdemError
@@ -29,6 +29,7 @@ from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
 from celery_idem.naming import digest_of, stamped
+from celery_idem.overriding import ENTERED, GOES_ON, execute, note, progress, take_over
 from celery_idem.replacing import mark_heir
 from celery_idem.replaying import check_replay
 from celery_idem.reserving import Sending, heed_names, is_awaited, publish_once
@@ -36,54 +37,18 @@ from celery_idem.run import CURRENT, Run
 from celery_idem.scoping import ONCE, PublishOption, ScopeOption, Terms, terms_of
 from celery_idem.steps import IdempotentWorker
 from celery_idem.task_keys import OPTION, GrainOption, TaskKey, key_of
+from celery_idem.task_options import read_options
 
 if TYPE_CHECKING:
     BaseTask = Task[Any, Any]
 else:
     BaseTask = Task
 
-#: Options of one task; each is the setting ``idem_`` of the same name, for this task alone.
-OPTIONS = (
-    "max_attempts",
-    "on_crash",
-    "on_database_error",
-    "on_duplicate",
-    "store_result",
-    "unstamped",
-)
-
-#: Options that are no settings.
-OWN_OPTIONS = (
-    "check_payload",
-    "idem_grain",
-    OPTION,
-    "idem_lock",
-    "idem_period",
-    "idem_publish",
-    "idem_scope",
-)
-
-#: Options that are written with the prefix of settings, or without it.
-UNPREFIXED = tuple(name for name in (*OPTIONS, *OWN_OPTIONS) if not name.startswith(PREFIX))
-_PREFIXED = frozenset(f"{PREFIX}{name}" for name in UNPREFIXED)
-
 #: What Celery's `apply_async` takes after the arguments.
 _POSITIONAL = ("task_id", "producer", "link", "link_error", "shadow")
 
 #: The run whose retry is being published by `Task.retry` in this context.
 _RETRYING: ContextVar[Run | None] = ContextVar("celery_idem_retrying", default=None)
-
-
-#: Marks a request of which a subclass's own `__call__` is being executed.
-_BY_OTHERS = object()
-
-
-def _claim_first(self: IdempotentTask, *args: Any, **kwargs: Any) -> Any:
-    """Stands before a subclass's own `__call__`, which need not call ours."""
-    request: Any = self.request
-    if request.called_directly or getattr(request, "idem_entered", None) is not None:
-        return self._idem_call(*args, **kwargs)
-    return self._idem_enter(args, kwargs)
 
 
 class IdempotentTask(BaseTask):
@@ -143,9 +108,6 @@ class IdempotentTask(BaseTask):
     idem_claims = True
 
     _idem_track_started = False
-    #: Methods of a subclass that the tracer would call before the claim.
-    _idem_call: Any = None
-    _idem_before_start: Any = None
     _idem_lock: TaskLock | None = None
     _idem_key: TaskKey | None = None
     _idem_terms = Terms()
@@ -160,14 +122,11 @@ class IdempotentTask(BaseTask):
         super().on_bound(app)
         settings = Settings.read(app)
         owner = f"task {cls.name}"
-        cls._take_prefixed(owner)
-        for name in OPTIONS:
-            option(owner, name, getattr(cls, name), None)
+        read_options(owner, cls, IdempotentTask)
         check_replay(owner, cls, settings)
         cls._idem_lock = lock_of(cls)
         cls._idem_terms = terms_of(owner, cls.idem_scope, cls.idem_period, cls.idem_publish)
         cls._idem_key = key_of(cls)
-        check_names(owner, cls._own_attributes(), (*OPTIONS, *OWN_OPTIONS))
         # Of a worker alone: whoever only publishes needs no database.
         app.steps["worker"].add(IdempotentWorker)
         if not settings.enabled:
@@ -180,47 +139,11 @@ class IdempotentTask(BaseTask):
         throws = given if isinstance(given, tuple | list) else (given,)
         if DuplicateRun not in throws:
             cls.throws = (*throws, DuplicateRun)
-        cls._take_over("__call__", "_idem_call", _claim_first)
-        cls._take_over("before_start", "_idem_before_start", BaseTask.before_start)
+        take_over(cls, IdempotentTask)
         if cls.track_started:
             # The tracer stores STARTED before it calls the task, and a copy would overwrite the
             # FAILURE of the run it repeats: stored after the claim instead.
             cls._idem_track_started, cls.track_started = True, False
-
-    @classmethod
-    def _take_over(cls, name: str, kept: str, ours: Any) -> None:
-        """What a subclass does by its own method `name` is done under the claim."""
-        method = getattr(cls, name)
-        if method not in (getattr(IdempotentTask, name), ours):
-            setattr(cls, kept, method)
-            setattr(cls, name, ours)
-
-    @classmethod
-    def _take_prefixed(cls, owner: str) -> None:
-        """Options that are written like their settings count as the others do: the nearest one."""
-        nearest: dict[str, Any] = {}
-        for base in reversed(cls.__mro__):
-            if not issubclass(IdempotentTask, base):
-                nearest.update(options_in(owner, vars(base), UNPREFIXED))
-        for name, value in nearest.items():
-            if getattr(cls, name) is not value:
-                setattr(cls, name, value)
-
-    @classmethod
-    def _own_attributes(cls) -> dict[str, Any]:
-        """What this task, and bases and mixins of its project, have beyond Celery and this class.
-
-        Without methods, which are no options whatever they are called.
-        """
-        # Names alone are asked for: to read `app` of a class would bind it to the current app.
-        known = _PREFIXED.union(dir(IdempotentTask))
-        return {
-            name: value
-            for base in cls.__mro__
-            if not issubclass(IdempotentTask, base)
-            for name, value in vars(base).items()
-            if name not in known and not callable(value)
-        }
 
     @classmethod
     def _become_plain(cls, app: Celery) -> None:
@@ -234,12 +157,11 @@ class IdempotentTask(BaseTask):
         request: Any = self.request
         if request.called_directly:
             return super().__call__(*args, **kwargs)
-        entered = getattr(request, "idem_entered", None)
-        if entered is None:
+        how_far = progress(request)
+        if how_far is None:
             return self._idem_enter(args, kwargs)
-        if entered is _BY_OTHERS:
-            # Their `__call__` goes on to this one.
-            request.idem_entered = True
+        if how_far is GOES_ON:
+            note(request, ENTERED)
             return self.run(*args, **kwargs)
         # A second call under the request that the tracer has pushed: the body calls its own task as
         # a plain function.
@@ -247,9 +169,9 @@ class IdempotentTask(BaseTask):
 
     def _idem_enter(self, args: Any, kwargs: Any) -> Any:
         request: Any = self.request
-        request.idem_entered = True
+        note(request, ENTERED)
         if not Settings.of(self.app).enabled:
-            return self.run(*args, **kwargs)
+            return execute(self, args, kwargs)
         try:
             member = Member.of(self.app)
         except IdemError as exc:
@@ -257,16 +179,6 @@ class IdempotentTask(BaseTask):
                 raise
             put_back(self, request, f"{self.name}[{request.id}]", soon(), str(exc))
         return Execution(self, request, member).execute(args, kwargs)
-
-    def _idem_body(self, args: Any, kwargs: Any) -> Any:
-        """What is executed under the claim."""
-        request: Any = self.request
-        if self._idem_before_start is not None:
-            self._idem_before_start(request.id, args, kwargs)
-        if self._idem_call is None:
-            return self.run(*args, **kwargs)
-        request.idem_entered = _BY_OTHERS
-        return self._idem_call(*args, **kwargs)
 
     def signature_from_request(
         self,

@@ -15,6 +15,7 @@ from celery_idem.run import RunState
 from tests.integration.stage import NAMESPACE, Stage
 from tests.processes import Worker, wait_for
 
+CLASSES = ("registered", "inheriting")
 SLOT = datetime(2026, 3, 29, 1, 30, tzinfo=timezone.utc)
 
 
@@ -34,6 +35,18 @@ def test_a_call_of_somebodys_own_is_made_under_the_claim(stage: Stage, task: str
     stage.wait_for_duplicates(task, task_id)
     assert stage.get(task_id) == task_id
     assert stage.effects(task_id) == ["around", "body"]
+
+
+def test_a_class_may_inherit_from_one_of_another_task(stage: Stage) -> None:
+    registered, inheriting = (stage.send(f"{task}", 0, copies=2) for task in CLASSES)
+    assert [stage.get(registered), stage.get(inheriting)] == [registered, inheriting]
+    for task, task_id in zip(CLASSES, (registered, inheriting), strict=True):
+        stage.wait_for_duplicates(task, task_id)
+    assert stage.effects(registered) == ["before_start", "around all", "around", "body"]
+    assert stage.effects(inheriting) == [
+        *("first of all", "before_start"),
+        *("around it", "around all", "around", "body"),
+    ]
 
 
 @pytest.mark.parametrize("task", ["straight", "polite"])

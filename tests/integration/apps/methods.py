@@ -49,6 +49,20 @@ class Prepared(IdempotentTask):
             raise ValueError("not today")
 
 
+class Politer(Polite):
+    """Of a class whose tasks are bound already, on that of others."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        effect("around all")
+        return super().__call__(*args, **kwargs)
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        super().before_start(task_id, args, kwargs)
+        effect("before_start")
+
+
 def body(self: Any, depth: int) -> Any:
     effect("body", depth)
     if depth:
@@ -59,6 +73,33 @@ def body(self: Any, depth: int) -> Any:
 
 straight = app.task(base=Straight, bind=True, name="tests.straight")(body)
 polite = app.task(base=Polite, bind=True, name="tests.polite")(body)
+
+
+class Registered(Politer):
+    """A task by its class."""
+
+    name = "tests.registered"
+
+    def run(self, depth: int) -> Any:
+        return body(self, depth)
+
+
+class Inheriting(Registered):
+    """Another one, whose base was bound before."""
+
+    name = "tests.inheriting"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        effect("around it")
+        return super().__call__(*args, **kwargs)
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        effect("first of all")
+        super().before_start(task_id, args, kwargs)
+
+
+registered = app.register_task(Registered())
+inheriting = app.register_task(Inheriting())
 
 
 @app.task(base=Prepared, name="tests.prepared")
