@@ -240,8 +240,8 @@ class Leases:
         try:
             self.ledger.release([lease.id for lease in idle])
             self._doubts.settle(self.ledger)
-        except LedgerError:
-            return  # They expire by themselves.
+        except LedgerError as exc:
+            signals.ledger_lost("Leases of this process are not deleted, they expire", exc)
         finally:
             self.ledger.close()
 

@@ -155,6 +155,7 @@ def _first_use(index: int, url: str) -> int:
     return index
 
 
+@pytest.mark.sample("*-0")
 @pytest.mark.parametrize("again", range(2))
 def test_many_processes_may_make_the_tables_at_once(
     database_url: str, engine: Engine, again: int

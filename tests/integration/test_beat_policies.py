@@ -162,6 +162,7 @@ def health(stage: BeatStage, *options: str) -> int:
         return int(command.returncode)
 
 
+@pytest.mark.sample("300")
 @pytest.mark.parametrize("ahead", [300, -300])
 def test_a_beat_whose_clock_is_off_emits_nothing(
     stage: BeatStage, tmp_path: Path, ahead: int

@@ -160,6 +160,7 @@ def test_the_named_python_is_the_only_one(setup: Run, path: Path) -> None:
     assert "PYTHON=old is Python 3.8.1, but 3.10 or newer" in one_line(setup(PYTHON="old"))
 
 
+@pytest.mark.sample("ensurepip")
 @pytest.mark.parametrize("hidden", ["venv", "ensurepip"])
 def test_without_venv_one_line_says_what_to_install(
     setup: Run, path: Path, clone: Path, hidden: str
@@ -172,6 +173,7 @@ def test_without_venv_one_line_says_what_to_install(
     assert not (clone / ".venv").exists()
 
 
+@pytest.mark.sample("uv")
 @pytest.mark.parametrize("tool", ["uv", "virtualenv"])
 def test_without_venv_another_tool_on_path_is_used(
     setup: Run, path: Path, clone: Path, tool: str

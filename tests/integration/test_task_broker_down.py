@@ -158,6 +158,7 @@ def supervise(worker: Worker) -> None:
         worker.ready()
 
 
+@pytest.mark.sample("redis-both", "rabbitmq-broker")
 @pytest.mark.parametrize("both", [False, True], ids=["broker", "both"])
 @pytest.mark.parametrize("name", ["redis", "rabbitmq"])
 def test_an_outage_loses_and_repeats_nothing(new_stage: NewStage, name: str, both: bool) -> None:

@@ -157,6 +157,7 @@ def impatient(module_directory: Path) -> Iterator[RabbitMQPlaces]:
     server.stop()
 
 
+@pytest.mark.sample("False")
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_body_may_take_longer_than_rabbitmqs_consumer_timeout(
     new_stage: NewStage, impatient: RabbitMQPlaces, retry: bool
@@ -180,6 +181,7 @@ def outlives_the_consumer_timeout(stage: Stage, retry: bool) -> None:
     worker.kill()
 
 
+@pytest.mark.sample("2")
 @pytest.mark.parametrize("limit", [2, 3])
 def test_a_delivery_limit_does_not_lose_a_run_whose_processes_die(
     new_stage: NewStage, limit: int

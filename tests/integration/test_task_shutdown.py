@@ -113,6 +113,7 @@ def heir(heirs: Heirs, request: pytest.FixtureRequest) -> tuple[Stage, Worker]:
 COLD = "Hitting Ctrl+C again will terminate all running tasks"
 
 
+@pytest.mark.sample("redis-*")
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_warm_shutdown_lets_a_body_end(heir: tuple[Stage, Worker], pool: str) -> None:
     stopped = Stopped(heir, pool)
@@ -140,6 +141,7 @@ def test_a_cold_shutdown_is_a_warm_one_where_nothing_can_be_killed(
     stopped.ends_as_if_nothing_were()
 
 
+@pytest.mark.sample("redis")
 def test_a_soft_shutdown_gives_the_run_to_another_worker_after_its_time(
     heir: tuple[Stage, Worker],
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_soft_shutdown_gives_the_run_to_another_worker_after_its_time(
     stopped.goes_on_elsewhere()
 
 
+@pytest.mark.sample("rabbitmq")
 def test_a_body_that_ends_during_a_soft_shutdown_is_not_repeated(
     heir: tuple[Stage, Worker],
 ) -> None:
