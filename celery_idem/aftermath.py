@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import DisabledBackend
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import task_postrun
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps, loads
@@ -49,6 +50,8 @@ def unsent(result: Any) -> Unsent:
     """What the ledger keeps of a result until the callbacks have been sent."""
     try:
         text = dumps(result)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception:  # Also one that is nested too deeply, or what its own methods raise.
         return Unsent(None)
     return Unsent(text if len(text) <= LONGEST_RESULT else None)
@@ -93,7 +96,7 @@ def message_of(
         chain: what is left of its chain, where Celery has taken from that of the request.
         headers: in the place of its own.
     """
-    signature = task.signature_from_request(task.request, retries=task.request.retries)
+    signature = messages.signature_of(task, task.request, retries=task.request.retries)
     options = signature.options
     if chain is not None:
         options = {**options, "chain": chain or None}

@@ -6,15 +6,10 @@ history. Must not know claims, nor what a body does.
 
 from __future__ import annotations
 
-import pickle
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import date, datetime
-from decimal import Decimal
+from contextlib import suppress
 from typing import Any, NoReturn
-from uuid import UUID
 
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
@@ -33,8 +28,6 @@ PAUSE = (1.0, 5.0)
 MOST_RETURNS = 2
 #: Returns after which the pause is doubled no more: it is an hour or more by then.
 _MOST_TIMES = 12
-#: Of these nothing can be changed in place.
-_SIMPLE = (str, bytes, int, float, type(None), datetime, date, Decimal, UUID)
 #: Characters of a task id that cannot be part of a run key, by which the history names it.
 LONGEST_SHOWN = 100
 
@@ -93,27 +86,6 @@ def _trouble(app: Any, exc: BaseException) -> str:
     if messages.is_broker_fault(app, root):
         return f"the broker does not answer: {root}"
     return f"it cannot be published anew: {root!r}"
-
-
-@contextmanager
-def unchanged(request: Any) -> Iterator[None]:
-    """What the body does to its arguments is not done to the message, should that come again."""
-    kept = None
-    if not _is_simple(request.args, request.kwargs):
-        with suppress(Exception):  # What cannot be copied is what the body leaves of it.
-            # By pickle, as most copies are not needed, and making one takes a tenth of the time.
-            kept = pickle.dumps((request.args, request.kwargs), pickle.HIGHEST_PROTOCOL)
-    try:
-        yield
-    except BaseException:
-        if kept is not None:
-            request.args, request.kwargs = pickle.loads(kept)
-        raise
-
-
-def _is_simple(args: Any, kwargs: Any) -> bool:
-    """True for the usual arguments: nothing in them can be changed."""
-    return all(isinstance(value, _SIMPLE) for value in (*(args or ()), *(kwargs or {}).values()))
 
 
 class Delivery:

@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery_idem import messages, signals, skipping
 from celery_idem.aftermath import has_callbacks, is_awaited, is_left_undone, made_up
 from celery_idem.closing import Closing
-from celery_idem.delivery import soon, unchanged
+from celery_idem.delivery import soon
 from celery_idem.ending import Transactions
 from celery_idem.errors import (
     DuplicateRun,
@@ -182,8 +182,8 @@ class Execution(Closing):
             with own, section_of(self.task._idem_lock, args, kwargs):
                 self._leave_queue()
                 has_begun = True
-                with unchanged(self.request):
-                    result = execute(self.task, args, kwargs)
+                messages.keep_arguments(self.request)
+                result = execute(self.task, args, kwargs)
         except BaseException as exc:
             if _ends_the_worker(exc) or self._is_limit(exc):
                 raise  # Its parent, or the next one who has the message, finds the run.

@@ -22,7 +22,7 @@ from celery_idem.errors import InvalidHeader, InvalidRunKey
 from celery_idem.keys import HEADER_KEY, RunKey, Stamp, check_text
 from celery_idem.messages import HEADER_PUT_BACK
 from celery_idem.policy import Scope, Unstamped
-from celery_idem.replacing import MARKS, replaces, times_replaced
+from celery_idem.replacing import MARKS, handed_on, replaces, times_replaced
 from celery_idem.task_keys import OPTION, TaskKey
 
 
@@ -86,6 +86,7 @@ def stamped(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given
     """
     headers: Mapping[str, Any] | None = options.get("headers")
     headers = _without_anothers(task, headers, options)
+    options = {**options, "headers": headers}
     if headers and HEADER_KEY in headers:
         # A slot's, or one that was stamped before: of a retry, of a message that was put back.
         return Stamped(headers)
@@ -141,23 +142,24 @@ def _without_anothers(
     A body may pass on all the headers that it has got, for the sake of those of its project.
     """
     current: Any = current_task._get_current_object()  # type: ignore[attr-defined]
-    if not headers or current is None or current.request.called_directly:
+    if current is None or current.request.called_directly:
         return headers
     request = current.request
     theirs = request.headers or {}
-    is_same = (
-        current.name == task.name
-        and options.get("task_id") == request.id
-        and times_replaced(headers) == times_replaced(theirs)
-    )
-    if is_same:
+    is_heir = options.get("task_id") == request.id
+    is_of_task = current.name == task.name
+    if is_heir and is_of_task and times_replaced(headers) == times_replaced(theirs):
         return headers
-    kept = {OPTION, *(MARKS if options.get("task_id") == request.id else ())}
-    return {
+    kept = {
         name: value
-        for name, value in headers.items()
-        if not name.startswith(PREFIX) or name in kept or theirs.get(name) != value
+        for name, value in (headers or {}).items()
+        if not name.startswith(PREFIX)
+        or theirs.get(name) != value
+        or (name == OPTION and not is_of_task)
+        or (name in MARKS and is_heir)
     }
+    # A plain task, which has no `on_replace` of ours, may stand between two of this one.
+    return handed_on(kept, theirs, current.name) if is_heir else kept
 
 
 # -- the worker ----------------------------------------------------------------------------------

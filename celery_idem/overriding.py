@@ -7,7 +7,7 @@ its copies. Must not know how a claim is made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from inspect import getattr_static
 from typing import Any
 
 #: Where our function around a method has that.
@@ -20,7 +20,9 @@ ENTERED, GOES_ON = object(), object()
 
 def progress(request: Any) -> object | None:
     """How far a request has come; None: the tracer has just pushed it."""
-    return getattr(request, _NOTE, None)
+    how_far = getattr(request, _NOTE, None)
+    # Celery makes attributes of a message's headers, too.
+    return how_far if how_far is ENTERED or how_far is GOES_ON else None
 
 
 def note(request: Any, how_far: object) -> None:
@@ -31,31 +33,34 @@ def note(request: Any, how_far: object) -> None:
 def take_over(cls: Any, base: type) -> None:
     """Put ours around the methods that a subclass of `base` has in the place of those of `base`."""
     for name, around in (("__call__", _claiming), ("before_start", _claimed)):
-        method = getattr(cls, name)
+        method = getattr_static(cls, name)
         # In its own class: others inherit from the same ones, in other apps.
-        if method is not getattr(base, name) and not hasattr(method, _WRAPPED):
+        if method is not getattr_static(base, name) and not hasattr(method, _WRAPPED):
             setattr(cls, name, around(method))
 
 
-def _claiming(call: Callable[..., Any]) -> Callable[..., Any]:
+def _bound(method: Any, task: Any) -> Any:
+    """As `task` has it: it may be a function, a static method, or whatever else can be called."""
+    return method.__get__(task, type(task)) if hasattr(type(method), "__get__") else method
+
+
+def _claiming(call: Any) -> Callable[..., Any]:
     """The claim stands before a `__call__` that need not go on to that of `IdempotentTask`."""
 
-    @wraps(call)
     def claim_first(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = self.request
         if request.called_directly or progress(request) is not None:
-            return call(self, *args, **kwargs)
+            return _bound(call, self)(*args, **kwargs)
         return self._idem_enter(args, kwargs)
 
     setattr(claim_first, _WRAPPED, call)
     return claim_first
 
 
-def _claimed(before_start: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(before_start)
+def _claimed(before_start: Any) -> Callable[..., Any]:
     def once_claimed(self: Any, *args: Any, **kwargs: Any) -> None:
         if progress(self.request) is not None:
-            before_start(self, *args, **kwargs)
+            _bound(before_start, self)(*args, **kwargs)
 
     setattr(once_claimed, _WRAPPED, before_start)
     return once_claimed
@@ -70,4 +75,4 @@ def execute(task: Any, args: Any, kwargs: Any) -> Any:
     if call is None:
         return task.run(*args, **kwargs)
     note(request, GOES_ON)
-    return call(task, *args, **kwargs)
+    return _bound(call, task)(*args, **kwargs)

@@ -53,6 +53,19 @@ def mark_heir(signature: Any, task: str, request: Any) -> None:
             options["headers"] = {**(options.get("headers") or {}), **marks}
 
 
+def handed_on(headers: dict[str, Any], before: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """`headers` of what takes the place of `task`, which has not marked it.
+
+    Arguments:
+        before: the headers of the message whose place it takes.
+    """
+    if HEADER_REPLACES not in before or times_replaced(headers) > times_replaced(before):
+        return headers
+    names = sorted({task, *(before.get(HEADER_REPLACED) or ())})
+    marks = {HEADER_REPLACES: times_replaced(before) + 1, HEADER_REPLACED: names}
+    return {**headers, **marks}
+
+
 def _parts(signature: Any) -> Iterator[Any]:
     """The tasks of a signature, which is a dict of Celery's, as are all that are in it."""
     kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}

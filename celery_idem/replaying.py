@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.utils.json import dumps, loads
 
 from celery_idem import signals
@@ -35,6 +36,8 @@ def stored(task: Any, key: RunKey, result: Any) -> str | None:
     """The text by which a result is kept; None, with a line in the log, if it cannot be."""
     try:
         text = dumps(result)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as exc:  # Also of one that is nested too deeply, or what its methods raise.
         signals.not_stored(task, key, f"JSON cannot tell it: {exc}")
         return None

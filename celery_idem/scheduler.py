@@ -8,7 +8,7 @@ Must not know what a task does with its message.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -36,6 +36,8 @@ from celery_idem.watched import Watched
 
 #: Seconds after which what is due in the ledger is seen as due.
 SOON = 0.05
+#: How often a message was tried before it is given up.
+TRIES = 2
 #: What `celery beat` passes for -s when nobody has said anything.
 DEFAULT_FILENAME = "celerybeat-schedule"
 
@@ -168,7 +170,7 @@ class IdempotentScheduler(Sending):
         self._outage = outage
         self._agreement = Agreement(ledger, outage, clock)
         self._presence = Presence(settings.namespace, ledger, outage, clock, self.presence)
-        self._timetable = Timetable(settings, ledger, outage, clock, self._postponed)
+        self._timetable = Timetable(settings, ledger, outage, clock, self._held_back)
         self._emitter = Emitter(ledger, settings, self, sender, outage, clock, self.grace)
         self._reconciler = Reconciler(ledger, settings, self, sender, clock, self.grace)
         self._is_open = True
@@ -216,7 +218,7 @@ class IdempotentScheduler(Sending):
                 except Exception as exc:
                     signals.entry_broken(track.name, exc)
 
-    def _postponed(self, track: Track, now: datetime) -> Any:
+    def _held_back(self, track: Track, last: Callable[[], datetime | None]) -> Any:
         """Seconds for which an `is_due` of somebody's own holds the track's slots back; None: not.
 
         Celery's is not asked: what is due are the slots.
@@ -225,10 +227,10 @@ class IdempotentScheduler(Sending):
         if type(self).is_due is Scheduler.is_due and type(entry).is_due is ScheduleEntry.is_due:
             return None
         # Not the time of this beat's last publish: Celery counts intervals from there on.
-        last = track.slot_before(now)
-        if last is None:
+        before = last()
+        if before is None:
             return None
-        asked = copied(entry, last_run_at=entry.schedule.maybe_make_aware(last))
+        asked = copied(entry, last_run_at=entry.schedule.maybe_make_aware(before))
         is_due, seconds = self.is_due(asked)
         return None if is_due else (seconds or 0)
 
@@ -240,6 +242,8 @@ class IdempotentScheduler(Sending):
             signals.entry_broken(track.name, exc)
 
     def is_left_out(self, row: RunRow) -> bool:
+        if row.emit_count < TRIES:
+            return False  # A beat of another version may be able to make it.
         recorded_at = self.clock.now() - timedelta(seconds=row.age)
         return self._timetable.is_left_out(row.entry, row.key.slot, recorded_at)
 

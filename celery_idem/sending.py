@@ -120,10 +120,11 @@ class Sending(Scheduler):
         # A kept message may be older than the retry that the run waits for.
         options: dict[str, Any] = {"retries": row.retries} if row.retries else {}
         entry = self._entry_of(row)
-        if entry is None:
-            assert row.message is not None
+        if row.message is not None and (entry is None or row.fence):
+            # Once it has begun, its message may be that of a retry, with options of its own.
             options |= {"producer": self.producer, **self._retry_options()}
             return messages.publish(self.app, row.message, self.clock.now(), **options)
+        assert entry is not None
         if row.fence:
             # What its first start was to wait for is over.
             options |= {"countdown": None, "eta": None}

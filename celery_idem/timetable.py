@@ -7,9 +7,10 @@ Must not know how a slot is emitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from celery_idem import signals
@@ -22,7 +23,7 @@ from celery_idem.ledger import REFRESH, Ledger
 from celery_idem.outage import Outage, is_ledger_error
 from celery_idem.pauses import Pauses
 from celery_idem.rulebook import YOUNG, Rulebook
-from celery_idem.tracks import Track
+from celery_idem.tracks import HeldBack, Track, never
 from celery_idem.turns import Turns
 from celery_idem.watched import Watched
 
@@ -45,8 +46,7 @@ class Timetable:
     """The entries of one beat.
 
     Arguments:
-        postponed: asked before the slots of a track are handed out; seconds until it is asked
-            again, None if they are due.
+        held_back: asked before the slots of a track are handed out; see `HeldBack`.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Timetable:
         ledger: Ledger,
         outage: Outage,
         clock: Clock,
-        postponed: Callable[[Track, datetime], Any] = lambda track, now: None,
+        held_back: HeldBack = never,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._outage = outage
         self._clock = clock
         self._book = Rulebook(settings, clock)
-        self._postponed = postponed
+        self._held_back = held_back
         self._pauses = Pauses(settings, ledger, outage, clock)
         self._decisions = Decisions(settings, ledger, outage)
         self._looked_at = clock.elapsed()
@@ -270,14 +270,14 @@ class Timetable:
         if pause is not None and track.heed(pause, now):
             return slots
         try:
-            seconds = self._postponed(track, now)
+            seconds = self._held_back(track, partial(track.slot_before, now))
             if seconds is not None:
                 track.postpone(now, seconds)
             elif track.asks_ledger and self._outage.is_left_alone:
                 track.wait(now)
             else:
                 with self._outage.watch(is_ledger_error, proves=False):
-                    slots = track.advance(now, self._ledger)
+                    slots = track.advance(now, self._ledger, self._held_back)
         except LedgerError:
             track.wait(now)
         except Exception as exc:

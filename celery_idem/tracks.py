@@ -8,11 +8,11 @@ Must not know how a slot is emitted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from celery_idem.clock import UTC
 from celery_idem.entry import Options, own_options
@@ -62,6 +62,14 @@ class State(NamedTuple):
 
 
 _USUAL = State()
+
+#: Seconds for which what is due of a track is held back, until this is asked again; None: not. The
+#: second argument tells the slot before, for those who want to know; None if none is due.
+HeldBack: TypeAlias = "Callable[[Track, Callable[[], datetime | None]], Any]"
+
+
+def never(track: Track, last: Callable[[], datetime | None]) -> None:
+    """Nothing is held back."""
 
 
 class Track:
@@ -177,8 +185,10 @@ class Track:
 
     @property
     def has_same_slots(self) -> bool:
-        """False if the schedule was changed in place."""
-        return not self._ready or fingerprint(self._schedule) == self.fingerprint
+        """False if the schedule was changed in place; one of others' own may do so when asked."""
+        if not self._ready or self._rules.custom:
+            return True
+        return fingerprint(self._schedule) == self.fingerprint
 
     def accept(self, entry: Any) -> bool:
         """True if `entry` has the same slots, and is followed from here on."""
@@ -235,8 +245,11 @@ class Track:
 
     # -- slots -----------------------------------------------------------------------------------
 
-    def advance(self, now: datetime, ledger: Ledger) -> list[datetime]:
+    def advance(self, now: datetime, ledger: Ledger, held_back: HeldBack = never) -> list[datetime]:
         """The slots that are due at `now` and were not handed out before; at most `PORTION`.
+
+        Arguments:
+            held_back: asked about a slot that `slot_before` does not know.
 
         Raises:
             LedgerError: a custom schedule's slot could not be agreed on.
@@ -245,7 +258,7 @@ class Track:
         if not self._ready:
             self.prepare()
             return []
-        slots = self._agree(now, ledger) if self._rules.custom else self._pass(now)
+        slots = self._agree(now, ledger, held_back) if self._rules.custom else self._pass(now)
         if self._state.failures:
             self._note(failures=0)
         return slots
@@ -259,14 +272,9 @@ class Track:
         self.wake = now + _pause(seconds)
 
     def slot_before(self, now: datetime) -> datetime | None:
-        """The slot before the one that is due at `now`; None if none is due.
-
-        Where only the schedule itself knows what is due, the last one that this beat knows of.
-        """
-        if not self._ready or self.is_new:
+        """The slot before the one that is due at `now`; None if none is due, or not known here."""
+        if not self._ready or self._rules.custom:
             return None
-        if self._rules.custom:
-            return self.cursor
         due = latest_slot(self._schedule, self.cursor, now)
         return None if due is None else latest_slot(self._schedule, _BEGINNING, due - _NEXT)
 
@@ -331,17 +339,19 @@ class Track:
         rules = self._rules
         reach = YOUNG if rules.catchup is CatchUp.NONE else rules.window
         if slot > now - YOUNG or slot < recorded_at - reach - YOUNG:
-            return False  # Of the latter, somebody wants it all the same.
+            return False  # Of the latter, somebody wants it all the same: it was backfilled.
+        is_latest = rules.catchup is CatchUp.LATEST and not rules.custom
+        if is_latest and latest_slot(self._schedule, slot, recorded_at - YOUNG) is not None:
+            return False  # Likewise: it was not the latest one then.
         if slot <= now - reach:
             return True
-        is_latest = rules.catchup is CatchUp.LATEST and not rules.custom
         return is_latest and latest_slot(self._schedule, slot, now) is not None
 
     def slots(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """The slots in (after, until]."""
         return slots_between(self._schedule, after, until)
 
-    def _agree(self, now: datetime, ledger: Ledger) -> list[datetime]:
+    def _agree(self, now: datetime, ledger: Ledger, held_back: HeldBack) -> list[datetime]:
         """The slot of a schedule that only its own `is_due` knows.
 
         The slot is the moment at which the first beat found the entry due; all beats emit the one
@@ -355,6 +365,12 @@ class Track:
         schedule = self._schedule
         last = max(agreed or EPOCH, self._since).astimezone(schedule.tz)
         due, seconds = schedule.is_due(schedule.maybe_make_aware(last))
+        if due or (agreed is not None and agreed > self.cursor):
+            before = last if due else self.cursor
+            pause = held_back(self, lambda: before)
+            if pause is not None:
+                self.postpone(now, pause)
+                return []
         if due:
             # Not `now`, which was a moment before: the next slot would come that much too early.
             agreed = ledger.agree(*names, agreed, self._book.clock.now())

@@ -248,6 +248,81 @@ def test_a_class_may_stand_for_the_exceptions_that_a_task_throws(
     assert task.throws == (ValueError, DuplicateRun)
 
 
+def test_no_header_of_a_message_goes_around_the_claim(shop: Shop) -> None:
+    """Celery makes attributes of the request of them, where we keep notes of our own."""
+    headers = {"idem_entered": True, "idem_arguments": ["x"], "idem_key_made": "x"}
+    for _ in range(2):
+        shop.note.apply(("x",), task_id="one", headers=headers)
+    assert shop.done == ["x"]
+    assert shop.row("note", "one").fence == 1
+
+
+def test_what_a_body_did_to_its_arguments_is_seen_after_its_failure(
+    new_app: NewApp, file: Path
+) -> None:
+    app = new_app(f"sqlite:///{file}")
+    seen = []
+
+    class Telling(IdempotentTask):
+        abstract = True
+
+        def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+            seen.extend(args[0])
+
+    @app.task(shared=False, base=Telling)
+    def changes(done: list[str]) -> None:
+        done.append("a step")
+        raise ValueError("the rest fails")
+
+    assert changes.apply(([],)).state == "FAILURE"
+    assert seen == ["a step"]
+
+
+def test_a_class_of_one_app_may_be_that_of_another_which_is_switched_off(
+    new_app: NewApp, file: Path
+) -> None:
+    done: list[str] = []
+
+    class Own(IdempotentTask):
+        name = "own"
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            done.append("call")
+            return super().__call__(*args, **kwargs)
+
+        def before_start(self, *_: Any) -> None:
+            done.append("before_start")
+
+        def run(self) -> None:
+            done.append("run")
+
+    class Other(Own):
+        name = "other"
+
+    new_app(f"sqlite:///{file}").register_task(Own()).apply()
+    assert done == ["before_start", "call", "run"]
+    new_app(f"sqlite:///{file}", idem_enabled=False).register_task(Other()).apply()
+    assert done == ["before_start", "call", "run"] * 2
+
+
+def test_before_start_may_be_static(new_app: NewApp, file: Path) -> None:
+    done: list[Any] = []
+
+    class Own(IdempotentTask):
+        abstract = True
+
+        @staticmethod
+        def before_start(task_id: str, args: Any, kwargs: Any) -> None:
+            done.append(args)
+
+    @new_app(f"sqlite:///{file}").task(shared=False, base=Own)
+    def task(number: int) -> int:
+        return number
+
+    assert task.apply((7,)).result == 7
+    assert done == [(7,)]
+
+
 def test_an_eager_task_may_replace_itself(shop: Shop) -> None:
     assert shop.replaces.apply((2,)).result == "replaced"
     assert shop.done == [2, 1, 0]

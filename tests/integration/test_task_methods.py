@@ -121,6 +121,13 @@ def test_headers_that_are_passed_on_name_no_run_of_others(stage: Stage) -> None:
     assert stage.get(child) == "child"
 
 
+def test_a_key_in_a_header_is_not_passed_on_either(stage: Stage) -> None:
+    """To another message of the same task, which would be taken for a copy with other arguments."""
+    stage.send("walks", 2, headers={"idem_key": "job-1"})
+    done = "SELECT detail FROM effects WHERE what = 'walks' ORDER BY id"
+    wait_for(lambda: stage.sql(done) == [("2",), ("1",), ("0",)], 30, lambda: str(stage.sql(done)))
+
+
 def test_a_message_that_comes_again_is_what_it_was(stage: Stage) -> None:
     """Whatever the body has done to its arguments before."""
     gate = str(uuid4())
@@ -141,6 +148,12 @@ def test_the_last_of_those_that_replace_a_task_may_be_itself(stage: Stage) -> No
     task_id = stage.send("crawl")
     assert stage.get(task_id) == 3
     assert stage.details(task_id) == [None, "3"]
+
+
+def test_a_task_may_take_the_place_of_a_plain_one_that_has_taken_its_own(stage: Stage) -> None:
+    task_id = stage.send("returns_to_itself", 1)
+    assert stage.get(task_id) == "done"
+    assert stage.details(task_id) == ["False", "True"]
 
 
 def test_what_follows_a_replaced_task_has_its_key(stage: Stage) -> None:

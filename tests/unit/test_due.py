@@ -17,9 +17,9 @@ from celery_idem import RunState
 from celery_idem.clock import SYSTEM
 from celery_idem.due import Due
 from celery_idem.keys import RunKey, Stamp
-from celery_idem.ledger import Owner
+from celery_idem.ledger import Owner, Retry
 from celery_idem.ledger.memory import MemoryLedger
-from celery_idem.messages import publish
+from celery_idem.messages import dump, publish
 from celery_idem.run import ClaimRequest
 from tests.contract.stores import SettableClock
 from tests.unit.beats import (
@@ -297,6 +297,29 @@ def test_a_copy_for_a_retry_does_not_wait_again(clock: SettableClock) -> None:
     run_for(sent, 6)
     (copy_,) = [m for m in messages(app) if m.headers["idem_entry"] == "e"]
     assert copy_.headers["eta"] is None
+
+
+def test_a_lost_retry_comes_with_its_own_options(clock: SettableClock) -> None:
+    """A retry may have other ones than its slot had."""
+    ledger = MemoryLedger(clock)
+    ledger.record_tasks("unit", ["note"])
+    app = make_app({"e": {"task": "note", "schedule": 86_400, "args": (1,)}})
+    sent = make_beat(app, ledger, clock)
+    clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
+    sent.tick()
+    run_for(sent, 1)
+    messages(app)
+    (row,) = [row for row in rows(ledger) if row.entry == "e"]
+    ledger.register("lease", Owner("worker", "host", 1, "process"), 60)
+    claim = ClaimRequest(row.key, "note", "unit", "e", row.task_id, 0, "lease", "claim")
+    fence = ledger.claim(claim).fence
+    options = {"task_id": row.task_id, "queue": "slow", "headers": {"mine": 2}, "time_limit": 5}
+    ledger.retry(row.key, fence, Retry(1, 0.0, dump("note", (2,), {}, options), grace=5.0))
+    run_for(sent, 6)
+    (copy_,) = messages(app, "slow")
+    assert copy_.payload[0] == [2]
+    assert (copy_.headers["mine"], copy_.headers["timelimit"]) == (2, [5, None])
+    assert copy_.headers["retries"] == 1
 
 
 def test_a_copy_is_not_sent_while_the_one_before_waits(clock: SettableClock) -> None:

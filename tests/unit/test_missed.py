@@ -11,6 +11,7 @@ from celery.schedules import crontab
 
 from celery_idem import RunState
 from celery_idem.keys import RunKey
+from celery_idem.ledger import NewSlot
 from tests.contract.stores import SettableClock
 from tests.unit.beats import ShakyLedger, at, beat, messages, rows, run_for, slots
 
@@ -311,6 +312,23 @@ def test_the_latest_slot_is_made_up_within_its_window(
     going = corrected(ledger, clock, 8 * 3600, schedule(DAY))
     run_for(going, 3600)
     assert emitted_at_least_once(going) == {"03-31T00:00:00"}
+
+
+def test_what_was_backfilled_is_not_given_up(ledger: ShakyLedger, clock: SettableClock) -> None:
+    """Somebody wants it, though it was not the latest one when it was recorded."""
+    going = beat(schedule(), ledger, clock)
+    run_for(going, 1)
+    key = RunKey.for_slot("unit", "e", at("2026-03-30T00:30:00"))
+    new = NewSlot(key, "unit", "e", "note", claims=True)
+    assert ledger.insert_slots([new], "backfill") == {key}
+    ledger.record_tasks("unit", ["note"])
+    going.refuses = True
+    run_for(going, 1800)
+    (row,) = (row for row in rows(ledger) if row.key == key)
+    assert row.state is RunState.SCHEDULED
+    going.refuses = False
+    run_for(going, 3600)
+    assert "03-30T00:30:00" in emitted_at_least_once(going)
 
 
 def test_a_slot_older_than_its_window_is_given_up(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from celery.schedules import BaseSchedule, schedstate
 
 from celery_idem.ledger import REFRESH
 from tests.contract.stores import SettableClock
@@ -100,6 +101,29 @@ def test_a_schedule_may_be_changed_in_place(
     found = Counter(entry for entry, _ in slots(messages(going.app)))
     other = "ab".replace(changed, "")
     assert found == {changed: 1, other: 360}
+
+
+class Counting(BaseSchedule):
+    """Keeps what it was asked, as one does that caches answers."""
+
+    def __init__(self, clock: SettableClock, every: float) -> None:
+        super().__init__(nowfun=clock.now)
+        self.every = every
+        self.asked = 0
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        self.asked += 1
+        left = self.every - (self.now() - last_run_at).total_seconds()
+        return schedstate(is_due=left <= 0, next=max(left, 0) or self.every)
+
+
+def test_a_schedule_of_somebodys_own_may_change_when_it_is_asked(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    going = beat({"e": {"task": "note", "schedule": Counting(clock, 120)}}, ledger, clock)
+    run_for(going, 1300)
+    assert number(going) == 10
+    assert ledger.calls.count("activate") == 1
 
 
 def test_a_schedule_that_cannot_be_looked_at_any_more_is_left_out(

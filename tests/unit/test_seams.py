@@ -297,6 +297,31 @@ def test_is_due_of_a_scheduler_is_asked_about_a_schedule_of_somebodys_own_too(
     assert 3 <= len(slots(messages(going.app))) <= 4
 
 
+def test_a_seldom_schedule_of_somebodys_own_is_due_though_beats_are_started_often(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    """An `is_due` is asked with the slot before, and not with when this beat was started."""
+
+    class Own(UnitScheduler):
+        def is_due(self, entry: Any) -> Any:
+            return super().is_due(entry)
+
+    class Weekly(schedule):
+        def now(self) -> datetime:
+            return clock.now()
+
+        def is_due(self, last_run_at: datetime) -> Any:
+            return super().is_due(last_run_at)
+
+    found = []
+    for _ in range(22):
+        app = make_app({"w": {"task": "note", "schedule": Weekly(7 * 86_400)}})
+        run_for(make_beat(app, ledger, clock, cls=Own), 10)
+        found += [slot for entry, slot in slots(messages(app)) if entry == "w"]
+        clock.advance(86_400 - 10)
+    assert len(found) == 3
+
+
 def test_an_is_due_that_raises_stops_nobody_else(
     start: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,8 +125,28 @@ def headed(self: Any) -> Any:
 @app.task(base=IdempotentTask, bind=True, name="tests.passes_on")
 def passes_on(self: Any) -> str:
     effect("body")
-    child: Any = prepared.apply_async(("child",), headers=dict(self.request.headers))
+    child: Any = prepared.apply_async(("child",), headers=dict(self.request.headers or {}))
     return str(child.id)
+
+
+@app.task(base=IdempotentTask, bind=True, name="tests.walks")
+def walks(self: Any, left: int) -> None:
+    """Sends itself again, with all the headers that it has got."""
+    effect("walks", left)
+    if left:
+        walks.apply_async((left - 1,), headers=dict(self.request.headers or {}))
+
+
+@app.task(bind=True, name="tests.between")
+def between(self: Any, customer: int) -> Any:
+    """A plain task that replaces itself by the one whose place it has."""
+    return self.replace(returns_to_itself.si(customer, True))
+
+
+@app.task(base=IdempotentTask, bind=True, name="tests.returns_to_itself", idem_key=["customer"])
+def returns_to_itself(self: Any, customer: int, is_last: bool = False) -> Any:
+    effect("returns_to_itself", is_last)
+    return "done" if is_last else self.replace(between.si(customer))
 
 
 @app.task(base=IdempotentTask, name="tests.page")
