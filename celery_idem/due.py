@@ -113,8 +113,7 @@ class Due:
         else:
             args = [_value(value) for value in entry.args or ()]
             kwargs = {name: _value(value) for name, value in (entry.kwargs or {}).items()}
-        offset = key.part() * own.jitter
-        eta = _postponed(options, key.slot, offset) if offset else None
+        eta, delay = _start(options, key, own.jitter)
         return cls(
             entry=entry,
             name=name,
@@ -125,8 +124,7 @@ class Due:
             options=options,
             deadline=deadline,
             start_by=start_by,
-            delay=messages.seconds_until(options.get("countdown"), options.get("eta"))
-            + (offset if eta else 0.0),
+            delay=delay,
             pause_on_failure=own.pause_on_failure,
             overlap=own.overlap,
             eta=eta,
@@ -150,10 +148,6 @@ class Due:
         """True if it must not be started any more."""
         return self.deadline is not None and self.deadline <= now
 
-    def delay_at(self, now: datetime) -> float:
-        """Seconds for which its message, published now, waits in a worker."""
-        return self.delay if self.eta is None else max(0.0, (self.eta - now).total_seconds())
-
     def publish_options(self, settings: Settings) -> dict[str, Any]:
         """The options of the publish, stamped.
 
@@ -171,6 +165,28 @@ def check_task(name: str, entry: Any) -> None:
         raise ImproperlyConfigured(
             f"task of entry {name!r}", entry.task, "it must be the name of a task"
         )
+
+
+def delay_of(name: str, entry: Any, key: RunKey, settings: Settings, now: datetime) -> float:
+    """Seconds for which the message of a slot, published now, waits in a worker.
+
+    Raises:
+        ImproperlyConfigured: an option of the entry is not possible.
+    """
+    own = checked(f"entry {name!r}", own_options(entry), settings)
+    eta, delay = _start(dict(entry.options or {}), key, own.jitter)
+    return delay if eta is None else max(0.0, (eta - now).total_seconds())
+
+
+def _start(options: dict[str, Any], key: RunKey, jitter: float) -> tuple[datetime | None, float]:
+    """When the task is to start, if that is not the slot; and seconds until then, from the publish.
+
+    With a jitter, what `options` say of the start is moved in them.
+    """
+    offset = key.part() * jitter
+    eta = _postponed(options, key.slot, offset) if offset else None
+    delay = messages.seconds_until(options.get("countdown"), options.get("eta"))
+    return eta, delay + (offset if eta else 0.0)
 
 
 def _postponed(options: dict[str, Any], slot: datetime, offset: float) -> datetime | None:

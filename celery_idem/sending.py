@@ -17,7 +17,7 @@ from kombu.exceptions import KombuError, OperationalError
 from celery_idem import messages
 from celery_idem.clock import SYSTEM, Clock
 from celery_idem.config import Settings
-from celery_idem.due import Due
+from celery_idem.due import Due, delay_of
 from celery_idem.entry import copied
 from celery_idem.run import RunRow
 
@@ -135,7 +135,10 @@ class Sending(Scheduler):
         entry = self._entry_of(row)
         if entry is None or row.fence:
             return 0.0
-        return self._made_again(row, entry).delay_at(self.clock.now())
+        try:
+            return delay_of(entry.name, entry, row.key, self._settings, self.clock.now())
+        except Exception:
+            return 0.0  # It could not be published either, for the same reason, which was told.
 
     def _entry_of(self, row: RunRow) -> Any:
         entry = self.entry_of(row.entry)

@@ -110,6 +110,22 @@ def test_a_backlog_of_unpublished_slots_is_worked_off_at_once(
     assert len(messages(many.app)) == 950
 
 
+def test_an_entry_that_cannot_be_used_any_more_does_not_stop_others(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    """Their messages were lost, and are published again."""
+    ledger.record_tasks("unit", ["note"])
+    both = {name: {"task": "note", "schedule": 86_400} for name in ("broken", "e")}
+    one = beat(both, ledger, clock)
+    clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
+    run_for(one, 2)
+    messages(one.app)
+    one.schedule["broken"].jitter = "a little"
+    run_for(one, 300)
+    found = [entry for entry, _ in slots(messages(one.app))]
+    assert found.count("e") == 2
+
+
 def test_the_slots_of_an_unknown_entry_wait_for_a_beat_that_knows_it(
     ledger: ShakyLedger, clock: SettableClock
 ) -> None:
