@@ -110,7 +110,6 @@ def end_of(stage: Stage, lease_id: str) -> datetime:
     return end
 
 
-@pytest.mark.sample("prefork", "gevent")
 def test_a_warm_shutdown_deletes_all_leases(stage: Stage, worker: Worker) -> None:
     """What the worker owned is free at once, and its log has no traceback but a body's."""
     stage.get(stage.send("note"))
