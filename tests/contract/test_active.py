@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
+import pytest
+
 from celery_idem.ledger import LAPSE, REFRESH, entries
 from celery_idem.ledger.database import Answer
 from celery_idem.ledger.sql import SqlLedger
@@ -233,6 +235,7 @@ def test_beats_in_processes_that_change_back_together_agree(database: Store) -> 
     assert answers.pop() >= before
 
 
+@pytest.mark.slow
 def test_many_beats_report_many_entries_at_once(store: Store) -> None:
     """In whatever order; no deadlock reaches a caller, and each is seen."""
     pairs = [(f"entry {n}", "f1") for n in range(600)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.contract.stores import Store
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +91,7 @@ print("fine")
 SLOW = {"postgres": "SELECT pg_sleep(0.5)", "mariadb": "SELECT sleep(0.5)", "sqlite": ""}
 
 
+@pytest.mark.slow
 def test_greenlets_share_a_ledger(database: Store) -> None:
     slow = SLOW.get(database.name, SLOW["mariadb"])
     done = subprocess.run(

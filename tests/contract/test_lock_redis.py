@@ -149,6 +149,7 @@ def test_tls(postgres: Store, tmp_path: Path) -> None:
         is_used(app, client)
 
 
+@pytest.mark.slow
 def test_a_restart_lets_nobody_in(postgres: Store, tmp_path: Path) -> None:
     """It comes back empty, as one that keeps nothing does."""
     first = start_redis(tmp_path / "redis")
@@ -167,6 +168,7 @@ def asked(client: Redis, app: Celery) -> bool:
     return "cmdstat_set" in client.info("commandstats")
 
 
+@pytest.mark.slow
 def test_a_redis_that_stands_still_does_not_hold_up_the_renewal_of_leases(
     postgres: Store, server: Server
 ) -> None:

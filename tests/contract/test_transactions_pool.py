@@ -35,6 +35,7 @@ def tuned(request: pytest.FixtureRequest, shop: Shop) -> Iterator[SqlLedger]:
     ledger.close()
 
 
+@pytest.mark.sample("postgres-*", "sqlite-*")
 def test_the_pool_is_as_before(shop: Shop, tuned: SqlLedger) -> None:
     """After each way in which a transaction ends, with any pool."""
     for number in range(3):

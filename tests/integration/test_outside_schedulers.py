@@ -37,7 +37,7 @@ def _in_its_body(programs: list[Program], hold: Path) -> tuple[Program, int]:
     return first
 
 
-@pytest.mark.sample("schedule", "interval-coalesce", "cron")
+@pytest.mark.sample("schedule", "cron-coalesce")
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_each_slot_is_executed_once(postgres_url: str, tmp_path: Path, scheduler: str) -> None:
     """One of the processes is killed in its body, and is started again."""

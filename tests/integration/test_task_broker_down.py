@@ -181,6 +181,7 @@ def test_an_outage_loses_and_repeats_nothing(new_stage: NewStage, name: str, bot
         is_one_run(stage, "gated_retry", phases.retry, tries, claims=2, outlived=both)
 
 
+@pytest.mark.sample("redis")
 @pytest.mark.parametrize("name", ["redis", "rabbitmq"])
 def test_a_message_that_cannot_be_put_back_comes_again_slowly(
     new_stage: NewStage, name: str
