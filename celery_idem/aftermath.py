@@ -8,7 +8,7 @@ of the message arrives, whether a dead worker has left something undone. Must no
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.backends.base import DisabledBackend
@@ -57,6 +57,14 @@ def unsent(result: Any) -> Unsent:
     return Unsent(text if len(text) <= LONGEST_RESULT else None)
 
 
+class _Unsent(NamedTuple):
+    ledger: Ledger
+    key: RunKey
+    fence: int
+    chain: list[Any]
+    stored: bool
+
+
 def tell_when_sent(
     request: Any, ledger: Ledger, key: RunKey, fence: int, *, stored: bool = False
 ) -> None:
@@ -66,14 +74,15 @@ def tell_when_sent(
         stored: the ledger keeps the result for good.
     """
     # A copy, as Celery takes out of the list what it sends.
-    setattr(request, _NOTE, (ledger, key, fence, list(request.chain or ()), stored))
+    setattr(request, _NOTE, _Unsent(ledger, key, fence, list(request.chain or ()), stored))
 
 
 @task_postrun.connect(weak=False)
 def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
     """Celery has sent them; or the broker was away, and the request is no success."""
     note = getattr(task.request, _NOTE, None)
-    if note is None or state is None:
+    # Celery makes attributes of a message's headers, too: of such a name it may be anything.
+    if not isinstance(note, _Unsent) or state is None:
         return
     ledger, key, fence, chain, stored = note
     try:

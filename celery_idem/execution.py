@@ -36,6 +36,7 @@ from celery_idem.locking import section_of
 from celery_idem.naming import payload_of
 from celery_idem.overlapping import alone
 from celery_idem.overriding import execute
+from celery_idem.passing import executing
 from celery_idem.policy import OnCrash, OnDatabaseError, OnDuplicate
 from celery_idem.replaying import replayed
 from celery_idem.run import CURRENT, Claim, ClaimOutcome, ClaimRequest, Run, RunRow, RunState
@@ -183,7 +184,8 @@ class Execution(Closing):
                 self._leave_queue()
                 has_begun = True
                 messages.keep_arguments(self.request)
-                result = execute(self.task, args, kwargs)
+                with executing(self.request):
+                    result = execute(self.task, args, kwargs)
         except BaseException as exc:
             if _ends_the_worker(exc) or self._is_limit(exc):
                 raise  # Its parent, or the next one who has the message, finds the run.

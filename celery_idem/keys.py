@@ -27,6 +27,17 @@ HEADER_PAUSE: Final = "idem_pause_on_failure"
 HEADER_OVERLAP: Final = "idem_overlap"
 HEADER_SIGNATURE: Final = "idem_signature"
 
+#: All that a stamp consists of.
+STAMP: Final = (
+    HEADER_KEY,
+    HEADER_SLOT,
+    HEADER_ENTRY,
+    HEADER_START_BY,
+    HEADER_PAUSE,
+    HEADER_OVERLAP,
+    HEADER_SIGNATURE,
+)
+
 #: The slot of a run that belongs to no slot (an explicit key, or a message of its own): every
 #: statement names key and slot, so that a table can be partitioned by slot.
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -7,10 +7,11 @@ Must not know runs or the ledger.
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -166,6 +167,17 @@ class _Kept(NamedTuple):
     pickled: bytes
 
 
+@contextmanager
+def _whatever_else_fails() -> Iterator[None]:
+    """What cannot be copied is what the body leaves of it. A time limit interrupts all the same."""
+    try:
+        yield
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as exc:
+        logging.getLogger("celery_idem").debug("Arguments are not kept: %r", exc)
+
+
 def keep_arguments(request: Any) -> None:
     """What the body does to its arguments is not done to its message, should that come again."""
     # Pickle's may be of any kind, and copying them may do anything. Others are of simple kinds, of
@@ -174,7 +186,7 @@ def keep_arguments(request: Any) -> None:
         return
     values = (*(request.args or ()), *(request.kwargs or {}).values())
     if not all(isinstance(value, _SIMPLE) for value in values):
-        with suppress(pickle.PicklingError, TypeError, AttributeError, RecursionError):
+        with _whatever_else_fails():
             setattr(request, _NOTE, _Kept(pickle.dumps((request.args, request.kwargs))))
 
 
@@ -184,8 +196,10 @@ def _arguments_of(request: Any) -> dict[str, Any]:
     # Celery makes attributes of a message's headers, too, and those are of whoever has sent it.
     if not isinstance(kept, _Kept):
         return {}
-    args, kwargs = pickle.loads(kept.pickled)
-    return {"args": args, "kwargs": kwargs}
+    with _whatever_else_fails():
+        args, kwargs = pickle.loads(kept.pickled)
+        return {"args": args, "kwargs": kwargs}
+    return {}
 
 
 def signature_of(task: Task[Any, Any], request: Any, **options: Any) -> Any:

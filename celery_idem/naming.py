@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from celery import current_task
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_idem.arguments import Arguments
 from celery_idem.canonical import canonical
 from celery_idem.clock import SYSTEM
-from celery_idem.config import PREFIX, Settings
+from celery_idem.config import Settings
 from celery_idem.errors import InvalidHeader, InvalidRunKey
 from celery_idem.keys import HEADER_KEY, RunKey, Stamp, check_text
 from celery_idem.messages import HEADER_PUT_BACK
+from celery_idem.passing import without_anothers
 from celery_idem.policy import Scope, Unstamped
-from celery_idem.replacing import MARKS, handed_on, replaces, times_replaced
+from celery_idem.replacing import replaces, times_replaced
 from celery_idem.task_keys import OPTION, TaskKey
 
 
@@ -85,7 +85,7 @@ def stamped(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], given
         Exception: what `TaskKey.text` raises.
     """
     headers: Mapping[str, Any] | None = options.get("headers")
-    headers = _without_anothers(task, headers, options)
+    headers = without_anothers(task, headers, options)
     options = {**options, "headers": headers}
     if headers and HEADER_KEY in headers:
         # A slot's, or one that was stamped before: of a retry, of a message that was put back.
@@ -128,38 +128,11 @@ def _key_of_delivery(task: Any, options: Mapping[str, Any]) -> RunKey | None:
     Not made anew: a retry may have other arguments, and the body may have changed those it got.
     """
     request = task.request
-    key: RunKey | None = getattr(request, _NOTE, None)
+    key = getattr(request, _NOTE, None)
     times = times_replaced(options.get("headers"))
     is_same = options.get("task_id") == request.id and times == times_replaced(request.headers)
-    return key if is_same else None
-
-
-def _without_anothers(
-    task: Any, headers: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> Mapping[str, Any] | None:
-    """`headers` without those of ours that the message being executed has, if this is another one.
-
-    A body may pass on all the headers that it has got, for the sake of those of its project.
-    """
-    current: Any = current_task._get_current_object()  # type: ignore[attr-defined]
-    if current is None or current.request.called_directly:
-        return headers
-    request = current.request
-    theirs = request.headers or {}
-    is_heir = options.get("task_id") == request.id
-    is_of_task = current.name == task.name
-    if is_heir and is_of_task and times_replaced(headers) == times_replaced(theirs):
-        return headers
-    kept = {
-        name: value
-        for name, value in (headers or {}).items()
-        if not name.startswith(PREFIX)
-        or theirs.get(name) != value
-        or (name == OPTION and not is_of_task)
-        or (name in MARKS and is_heir)
-    }
-    # A plain task, which has no `on_replace` of ours, may stand between two of this one.
-    return handed_on(kept, theirs, current.name) if is_heir else kept
+    # Celery makes attributes of a message's headers, too: of such a name it may be anything.
+    return key if is_same and isinstance(key, RunKey) else None
 
 
 # -- the worker ----------------------------------------------------------------------------------

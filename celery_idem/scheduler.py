@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedstate
 
 from celery_idem import signals
 from celery_idem.agreement import Agreement
@@ -230,7 +231,12 @@ class IdempotentScheduler(Sending):
         before = last()
         if before is None:
             return None
-        asked = copied(entry, last_run_at=entry.schedule.maybe_make_aware(before))
+        schedule = entry.schedule
+        if track.asks_ledger:
+            # It was asked just now, and may say otherwise if it is asked once more.
+            schedule = copied(schedule, is_due=lambda last: schedstate(is_due=True, next=0))
+        aware = entry.schedule.maybe_make_aware(before)
+        asked = copied(entry, last_run_at=aware, schedule=schedule)
         is_due, seconds = self.is_due(asked)
         return None if is_due else (seconds or 0)
 

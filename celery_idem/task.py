@@ -8,13 +8,15 @@ Must not know schedulers, nor how a ledger stores anything.
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils import uuid
 
 from celery_idem import messages, signals
@@ -219,6 +221,10 @@ class IdempotentTask(BaseTask):
             reason = getattr(exc, "reason", None)
             if isinstance(reason, IdemError):
                 raise reason from exc
+            if not messages.is_broker_fault(self.app, reason or exc):
+                # It would come at once, and fail again.
+                with suppress(SoftTimeLimitExceeded):
+                    time.sleep(soon())
             raise Reject(reason, requeue=True) from exc
         finally:
             _RETRYING.reset(token)

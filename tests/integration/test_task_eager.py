@@ -257,6 +257,13 @@ def test_no_header_of_a_message_goes_around_the_claim(shop: Shop) -> None:
     assert shop.row("note", "one").fence == 1
 
 
+def test_no_header_of_a_message_is_taken_for_a_note_of_its_worker(shop: Shop) -> None:
+    headers = {"idem_key_made": "x", "idem_unsent": ["x"], "idem_arguments": "x"}
+    assert shop.retries.apply((1,), task_id="one", headers=headers).result == 1
+    assert shop.done == [0, 1]
+    assert shop.row("retries", "one").state is RunState.SUCCEEDED
+
+
 def test_what_a_body_did_to_its_arguments_is_seen_after_its_failure(
     new_app: NewApp, file: Path
 ) -> None:

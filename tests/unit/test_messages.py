@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
+from celery.app.task import Context
 from kombu import Connection
 
 from celery_idem import messages
@@ -173,6 +174,48 @@ def test_what_another_serializer_tells_otherwise_is_not_written_down(value: Any)
     assert messages.dump("bill", (value,), {}, {"serializer": "pickle"}) is None
     assert messages.dump("bill", (7, "x"), {}, {"serializer": "pickle"})
     assert messages.dump("bill", (value,), {}, {})
+
+
+def bill(*args: Any, **kwargs: Any) -> None: ...
+
+
+class Fragile:
+    """Cannot be copied, in one of the two ways."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def __reduce__(self) -> Any:
+        if self.when == "told":
+            raise ValueError("not to be told")
+        return _broken, ()
+
+
+def _broken() -> None:
+    raise ValueError("not to be made again")
+
+
+@pytest.mark.parametrize("when", ["told", "made"])
+def test_arguments_that_cannot_be_copied_are_those_of_the_request(app: Celery, when: str) -> None:
+    """JSON may tell any class that somebody has registered."""
+    task = app.task(name="bill", shared=False)(bill)
+    properties = {"content_type": "application/json"}
+    request = Context(
+        id="one", args=[Fragile(when)], kwargs={}, properties=properties, is_eager=False
+    )
+    messages.keep_arguments(request)
+    assert list(messages.signature_of(task, request).args) == request.args
+
+
+def test_arguments_are_kept_as_they_came(app: Celery) -> None:
+    task = app.task(name="bill", shared=False)(bill)
+    properties = {"content_type": "application/json"}
+    request: Any = Context(id="one", args=[["x"]], kwargs={"to": {}}, properties=properties)
+    messages.keep_arguments(request)
+    request.args[0].append("header")
+    request.kwargs["to"]["more"] = 1
+    signature = messages.signature_of(task, request)
+    assert (list(signature.args), signature.kwargs) == ([["x"]], {"to": {}})
 
 
 def test_what_is_nested_too_deeply_is_not_written_down() -> None:

@@ -297,6 +297,31 @@ def test_is_due_of_a_scheduler_is_asked_about_a_schedule_of_somebodys_own_too(
     assert 3 <= len(slots(messages(going.app))) <= 4
 
 
+def test_a_schedule_that_remembers_its_answers_is_asked_once(
+    ledger: ShakyLedger, clock: SettableClock
+) -> None:
+    """Though an `is_due` of a scheduler goes on to it."""
+
+    class Own(UnitScheduler):
+        def is_due(self, entry: Any) -> Any:
+            return super().is_due(entry)
+
+    class Once(schedule):
+        told = False
+
+        def now(self) -> datetime:
+            return clock.now()
+
+        def is_due(self, last_run_at: datetime) -> Any:
+            due = clock.now().second == 10 and not self.told
+            self.told = self.told or due
+            return schedstate(is_due=due, next=1)
+
+    app = make_app({"once": {"task": "note", "schedule": Once(10)}})
+    run_for(make_beat(app, ledger, clock, cls=Own), 30)
+    assert [entry for entry, _ in slots(messages(app))] == ["once"]
+
+
 def test_a_seldom_schedule_of_somebodys_own_is_due_though_beats_are_started_often(
     ledger: ShakyLedger, clock: SettableClock
 ) -> None:
