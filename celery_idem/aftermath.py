@@ -8,20 +8,20 @@ of the message arrives, whether a dead worker has left something undone. Must no
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery import states
 from celery.backends.base import DisabledBackend
-from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import task_postrun
 from kombu.exceptions import OperationalError
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import loads
 
 from celery_idem import messages, signals
 from celery_idem.clock import SYSTEM
 from celery_idem.errors import LedgerError, ResultLost, RunDead
 from celery_idem.keys import RunKey
 from celery_idem.ledger import Ledger, Unsent
+from celery_idem.notes import note, noted
 from celery_idem.run import RunRow, RunState
 
 #: Characters of a result that the ledger keeps until callbacks are sent.
@@ -29,7 +29,7 @@ LONGEST_RESULT = 1_000_000
 #: A worker that lives has stored a result by then.
 LONGEST_STORE = timedelta(seconds=60)
 #: Where a request notes what the ledger is to be told when its callbacks have been sent.
-_NOTE = "idem_unsent"
+_NOTE = "unsent"
 
 
 def has_callbacks(request: Any) -> bool:
@@ -49,20 +49,10 @@ def is_awaited(task: Any, request: Any) -> bool:
 def unsent(result: Any) -> Unsent:
     """What the ledger keeps of a result until the callbacks have been sent."""
     try:
-        text = dumps(result)
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception:  # Also one that is nested too deeply, or what its own methods raise.
+        text = messages.to_json(result)
+    except ValueError:
         return Unsent(None)
     return Unsent(text if len(text) <= LONGEST_RESULT else None)
-
-
-class _Unsent(NamedTuple):
-    ledger: Ledger
-    key: RunKey
-    fence: int
-    chain: list[Any]
-    stored: bool
 
 
 def tell_when_sent(
@@ -74,17 +64,16 @@ def tell_when_sent(
         stored: the ledger keeps the result for good.
     """
     # A copy, as Celery takes out of the list what it sends.
-    setattr(request, _NOTE, _Unsent(ledger, key, fence, list(request.chain or ()), stored))
+    note(request, _NOTE, (ledger, key, fence, list(request.chain or ()), stored))
 
 
 @task_postrun.connect(weak=False)
 def _tell(task: Any, state: str | None, retval: Any = None, **_: Any) -> None:
     """Celery has sent them; or the broker was away, and the request is no success."""
-    note = getattr(task.request, _NOTE, None)
-    # Celery makes attributes of a message's headers, too: of such a name it may be anything.
-    if not isinstance(note, _Unsent) or state is None:
+    told = noted(task.request, _NOTE)
+    if told is None or state is None:
         return
-    ledger, key, fence, chain, stored = note
+    ledger, key, fence, chain, stored = told
     try:
         if isinstance(retval, OperationalError) and state != states.SUCCESS:
             # A beat publishes the message again, as if this worker had died.

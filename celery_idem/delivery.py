@@ -17,7 +17,7 @@ from celery_idem import messages, signals
 from celery_idem.errors import InvalidRunKey, LeaseLost, LedgerError
 from celery_idem.keys import RunKey, Stamp
 from celery_idem.member import Member
-from celery_idem.naming import identify, note
+from celery_idem.naming import identify, note_key
 from celery_idem.pausing import pause_if_asked
 
 #: Bounds of the pause, in seconds, before a message that met an unreachable ledger comes again.
@@ -117,7 +117,7 @@ class Delivery:
         self.stamp, self.is_shared, self.waits_as = found.stamp, found.is_shared, found.waits_as
         made = found.waits_as or (found.key if found.is_shared else None)
         if made is not None and found.stamp is None:
-            note(request, made)
+            note_key(request, made)
         return found.key
 
     def _option(self, name: str) -> Any:

@@ -7,13 +7,12 @@ Must not know runs or the ledger.
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery import Celery
 from celery.app.task import Task
@@ -26,6 +25,7 @@ from kombu.utils.json import dumps, loads
 
 from celery_idem.clock import SYSTEM, UTC
 from celery_idem.keys import from_iso, iso
+from celery_idem.notes import note, noted
 
 #: What of a publish's options is kept; the rest is of one moment (producer, connection, countdown).
 # fmt: off
@@ -88,20 +88,27 @@ def dump(
         **({"eta": iso(eta)} if eta else {}),
     }
     try:
-        text = dumps(message)
+        text = to_json(message)
+    except ValueError:
+        return None
+    is_json = kept.get("serializer", "json") == "json"
+    # Others may come out of JSON as something else: a tuple is a list there, a key a text.
+    is_told = is_json or arguments(text) == (message["args"], message["kwargs"])
+    return text if is_told else None
+
+
+def to_json(value: Any) -> str:
+    """`value` as Celery's JSON.
+
+    Raises:
+        ValueError: JSON cannot tell it.
+    """
+    try:
+        return dumps(value)
     except SoftTimeLimitExceeded:
         raise
-    except Exception:  # Also of what is nested too deeply, or what its own methods raise.
-        return None
-    if kept.get("serializer", "json") != "json" and not _is_told(text, message):
-        return None
-    return text
-
-
-def _is_told(text: str, message: Mapping[str, Any]) -> bool:
-    """False for arguments that come out of JSON as others: a tuple is a list, a key a text."""
-    content = loads(text)
-    return bool((content["args"], content["kwargs"]) == (message["args"], message["kwargs"]))
+    except Exception as exc:  # Also of what is nested too deeply, or what its own methods raise.
+        raise ValueError(str(exc)) from exc
 
 
 def arguments(message: str) -> tuple[list[Any], dict[str, Any]]:
@@ -160,11 +167,7 @@ def times_put_back(request: Any) -> int:
 #: Of these nothing can be changed in place.
 _SIMPLE = (str, bytes, int, float, type(None), datetime)
 #: Where a request keeps the arguments of its message.
-_NOTE = "idem_arguments"
-
-
-class _Kept(NamedTuple):
-    pickled: bytes
+_NOTE = "arguments"
 
 
 @contextmanager
@@ -174,8 +177,8 @@ def _whatever_else_fails() -> Iterator[None]:
         yield
     except SoftTimeLimitExceeded:
         raise
-    except Exception as exc:
-        logging.getLogger("celery_idem").debug("Arguments are not kept: %r", exc)
+    except Exception:
+        return
 
 
 def keep_arguments(request: Any) -> None:
@@ -187,17 +190,16 @@ def keep_arguments(request: Any) -> None:
     values = (*(request.args or ()), *(request.kwargs or {}).values())
     if not all(isinstance(value, _SIMPLE) for value in values):
         with _whatever_else_fails():
-            setattr(request, _NOTE, _Kept(pickle.dumps((request.args, request.kwargs))))
+            note(request, _NOTE, pickle.dumps((request.args, request.kwargs)))
 
 
 def _arguments_of(request: Any) -> dict[str, Any]:
     """The arguments of the message of `request`, for `signature_from_request`."""
-    kept = getattr(request, _NOTE, None)
-    # Celery makes attributes of a message's headers, too, and those are of whoever has sent it.
-    if not isinstance(kept, _Kept):
+    pickled = noted(request, _NOTE)
+    if pickled is None:
         return {}
     with _whatever_else_fails():
-        args, kwargs = pickle.loads(kept.pickled)
+        args, kwargs = pickle.loads(pickled)
         return {"args": args, "kwargs": kwargs}
     return {}
 

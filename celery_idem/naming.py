@@ -20,6 +20,7 @@ from celery_idem.config import Settings
 from celery_idem.errors import InvalidHeader, InvalidRunKey
 from celery_idem.keys import HEADER_KEY, RunKey, Stamp, check_text
 from celery_idem.messages import HEADER_PUT_BACK
+from celery_idem.notes import note, noted
 from celery_idem.passing import without_anothers
 from celery_idem.policy import Scope, Unstamped
 from celery_idem.replacing import replaces, times_replaced
@@ -119,7 +120,7 @@ def _new_key(
 
 
 #: Where a request notes the key that its worker has made for it.
-_NOTE = "idem_key_made"
+_NOTE = "key"
 
 
 def _key_of_delivery(task: Any, options: Mapping[str, Any]) -> RunKey | None:
@@ -128,11 +129,10 @@ def _key_of_delivery(task: Any, options: Mapping[str, Any]) -> RunKey | None:
     Not made anew: a retry may have other arguments, and the body may have changed those it got.
     """
     request = task.request
-    key = getattr(request, _NOTE, None)
+    key: RunKey | None = noted(request, _NOTE)
     times = times_replaced(options.get("headers"))
     is_same = options.get("task_id") == request.id and times == times_replaced(request.headers)
-    # Celery makes attributes of a message's headers, too: of such a name it may be anything.
-    return key if is_same and isinstance(key, RunKey) else None
+    return key if is_same else None
 
 
 # -- the worker ----------------------------------------------------------------------------------
@@ -195,9 +195,9 @@ def _shared(task: Any, stamp: Stamp | None, key: RunKey, task_id: str) -> Identi
     return Identity(stamp, key.of_message(task_id), False, key)
 
 
-def note(request: Any, key: RunKey) -> None:
+def note_key(request: Any, key: RunKey) -> None:
     """Keep a key that was made here for when this message is published again."""
-    setattr(request, _NOTE, key)
+    note(request, _NOTE, key)
 
 
 def _unsigned(

@@ -10,24 +10,24 @@ from collections.abc import Callable
 from inspect import getattr_static
 from typing import Any
 
+from celery_idem.notes import note, noted
+
 #: Where our function around a method has that.
 _WRAPPED = "idem_wraps"
 #: Where a request notes how far it has come: `ENTERED` by `IdempotentTask.__call__`, and perhaps
 #: `GOES_ON` within a `__call__` of the task's own class, which may go on to that once more.
-_NOTE = "idem_entered"
+_NOTE = "progress"
 ENTERED, GOES_ON = object(), object()
 
 
-def progress(request: Any) -> object | None:
+def progress(request: Any) -> Any:
     """How far a request has come; None: the tracer has just pushed it."""
-    how_far = getattr(request, _NOTE, None)
-    # Celery makes attributes of a message's headers, too.
-    return how_far if how_far is ENTERED or how_far is GOES_ON else None
+    return noted(request, _NOTE)
 
 
-def note(request: Any, how_far: object) -> None:
+def come_to(request: Any, how_far: object) -> None:
     """The request has come as far as this."""
-    setattr(request, _NOTE, how_far)
+    note(request, _NOTE, how_far)
 
 
 def take_over(cls: Any, base: type) -> None:
@@ -74,5 +74,5 @@ def execute(task: Any, args: Any, kwargs: Any) -> Any:
     call = getattr(type(task).__call__, _WRAPPED, None)
     if call is None:
         return task.run(*args, **kwargs)
-    note(request, GOES_ON)
+    come_to(request, GOES_ON)
     return _bound(call, task)(*args, **kwargs)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import loads
 
 from celery_idem import signals
 from celery_idem.config import Settings
 from celery_idem.errors import DuplicateRun, ImproperlyConfigured
 from celery_idem.keys import RunKey
+from celery_idem.messages import to_json
 from celery_idem.policy import OnDuplicate
 from celery_idem.run import RunRow, RunState
 
@@ -35,10 +35,8 @@ def check_replay(owner: str, task: Any, settings: Settings) -> None:
 def stored(task: Any, key: RunKey, result: Any) -> str | None:
     """The text by which a result is kept; None, with a line in the log, if it cannot be."""
     try:
-        text = dumps(result)
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception as exc:  # Also of one that is nested too deeply, or what its methods raise.
+        text = to_json(result)
+    except ValueError as exc:
         signals.not_stored(task, key, f"JSON cannot tell it: {exc}")
         return None
     size = len(text.encode())

@@ -31,7 +31,7 @@ from celery_idem.ledger import Retry as AwaitedRetry
 from celery_idem.locking import TaskLock, lock_of
 from celery_idem.member import Member
 from celery_idem.naming import digest_of, stamped
-from celery_idem.overriding import ENTERED, GOES_ON, execute, note, progress, take_over
+from celery_idem.overriding import ENTERED, GOES_ON, come_to, execute, progress, take_over
 from celery_idem.replacing import mark_heir
 from celery_idem.replaying import check_replay
 from celery_idem.reserving import Sending, heed_names, is_awaited, publish_once
@@ -163,7 +163,7 @@ class IdempotentTask(BaseTask):
         if how_far is None:
             return self._idem_enter(args, kwargs)
         if how_far is GOES_ON:
-            note(request, ENTERED)
+            come_to(request, ENTERED)
             return self.run(*args, **kwargs)
         # A second call under the request that the tracer has pushed: the body calls its own task as
         # a plain function.
@@ -171,7 +171,7 @@ class IdempotentTask(BaseTask):
 
     def _idem_enter(self, args: Any, kwargs: Any) -> Any:
         request: Any = self.request
-        note(request, ENTERED)
+        come_to(request, ENTERED)
         if not Settings.of(self.app).enabled:
             return execute(self, args, kwargs)
         try:
@@ -244,7 +244,7 @@ class IdempotentTask(BaseTask):
             AlreadyScheduled, KeyReused: nothing was published, see ``idem_publish``.
         """
         options.update(zip(_POSITIONAL, more, strict=False))
-        _make_text(options, "task_id")
+        _make_text(options)
         terms = self._idem_terms.with_publish(f"task {self.name}", options.pop(ONCE, None))
         args, kwargs = self._as_sent(args, kwargs, options)
         key = self._name(args, kwargs, options)
@@ -263,7 +263,7 @@ class IdempotentTask(BaseTask):
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Celery's call in this process, with the keys of `apply_async`."""
         options.pop(ONCE, None)
-        _make_text(options, "task_id")
+        _make_text(options)
         self._name(args, kwargs, options)
         return super().apply(args, kwargs, *more, **options)
 
@@ -290,10 +290,10 @@ class IdempotentTask(BaseTask):
         return key
 
 
-def _make_text(options: dict[str, Any], name: str) -> None:
-    """As Celery's messages have it: a UUID may be given for a task id."""
-    if options.get(name) is not None:
-        options[name] = str(options[name])
+def _make_text(options: dict[str, Any]) -> None:
+    """Of the task id, for which a UUID may be given."""
+    if options.get("task_id") is not None:
+        options["task_id"] = str(options["task_id"])
 
 
 def _of_ours(headers: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ the `celery_idem.slots.walk.Walk` that computes them. Refuses what has none, wit
 The time zone of a schedule is its ``tz``: ``app.timezone``, so the settings ``timezone`` and
 ``enable_utc``, unless the schedule sets its own. ``nowfun`` is never asked for slots. Before 5.7,
 Celery read the fields of a crontab in the zone of what ``nowfun`` returned, since then in ``tz``:
-where the two zones differ, `check` refuses the schedule instead of guessing the hour.
+with such a Celery, `check` refuses one where the two zones differ instead of guessing the hour, and
+a relative interval with any.
 Must not know what is done with slots.
 """
 

@@ -250,7 +250,12 @@ def test_a_class_may_stand_for_the_exceptions_that_a_task_throws(
 
 def test_no_header_of_a_message_goes_around_the_claim(shop: Shop) -> None:
     """Celery makes attributes of the request of them, where we keep notes of our own."""
-    headers = {"idem_entered": True, "idem_arguments": ["x"], "idem_key_made": "x"}
+    headers = {
+        "idem_entered": True,
+        "idem_arguments": ["x"],
+        "idem_key_made": "x",
+        "idem_notes": {"progress": True, "arguments": "x", "key": "x"},
+    }
     for _ in range(2):
         shop.note.apply(("x",), task_id="one", headers=headers)
     assert shop.done == ["x"]
@@ -258,7 +263,12 @@ def test_no_header_of_a_message_goes_around_the_claim(shop: Shop) -> None:
 
 
 def test_no_header_of_a_message_is_taken_for_a_note_of_its_worker(shop: Shop) -> None:
-    headers = {"idem_key_made": "x", "idem_unsent": ["x"], "idem_arguments": "x"}
+    headers = {
+        "idem_key_made": "x",
+        "idem_unsent": ["x"],
+        "idem_arguments": "x",
+        "idem_notes": {"key": "x", "unsent": ["x"], "arguments": "x"},
+    }
     assert shop.retries.apply((1,), task_id="one", headers=headers).result == 1
     assert shop.done == [0, 1]
     assert shop.row("retries", "one").state is RunState.SUCCEEDED
