@@ -43,20 +43,19 @@ def without_anothers(
     Arguments:
         options: of the publish.
     """
+    alone = {HEADER_PUT_BACK, OPTION, *MARKS}
     current: Any = current_task._get_current_object()  # type: ignore[attr-defined]
     if current is None or current.request.called_directly:
-        return _cleaned(headers, _EXECUTED.get(), {OPTION, *MARKS})
+        return _cleaned(headers, _EXECUTED.get(), alone)
     theirs = current.request.headers or {}
     is_heir = options.get("task_id") == current.request.id
     is_of_task = current.name == task.name
     if is_heir and is_of_task and times_replaced(headers) == times_replaced(theirs):
         return headers  # The same one, to come again.
-    alone = {HEADER_PUT_BACK}
-    if is_of_task:
-        # Of another task, the same text is another key.
-        alone.add(OPTION)
-    if not is_heir:
-        alone.update(MARKS)
+    if not is_of_task:
+        alone.discard(OPTION)  # Of another task, the same text is another key.
+    if is_heir:
+        alone.difference_update(MARKS)
     kept = _cleaned(headers, (*_EXECUTED.get(), theirs), alone)
     # A plain task, which has no `on_replace` of ours, may stand between two of this one.
     return handed_on(dict(kept or {}), theirs, current.name) if is_heir else kept

@@ -57,6 +57,11 @@ def test_a_body_within_a_body_may_have_it_from_without(task: Any) -> None:
         assert passed(task, stamp("nightly"), *executed) == {"mine": 1}
 
 
+def test_that_a_message_was_put_back_is_not_passed_on(task: Any) -> None:
+    """Or the other one would be taken for one that comes again, and get no key."""
+    assert passed(task, {"idem_put_back": 2, "mine": 1}, {"idem_put_back": 2}) == {"mine": 1}
+
+
 def test_where_nothing_is_executed_headers_are_what_they_are(task: Any) -> None:
     assert passed(task, stamp("nightly")) == stamp("nightly")
     assert passed(task, None) is None
