@@ -20,7 +20,7 @@ from celery_idem.keys import RunKey, Stamp
 from celery_idem.ledger import Owner, Retry
 from celery_idem.ledger.memory import MemoryLedger
 from celery_idem.messages import dump, publish
-from celery_idem.run import ClaimRequest
+from celery_idem.run import ClaimRequest, RunRow
 from tests.contract.stores import SettableClock
 from tests.unit.beats import (
     UnitScheduler,
@@ -279,60 +279,63 @@ def test_a_kept_message_starts_when_it_was_to_start(clock: SettableClock) -> Non
     assert again.headers["eta"][:16] == first.headers["eta"][:16]
 
 
-def test_a_copy_for_a_retry_does_not_wait_again(clock: SettableClock) -> None:
+def daily(clock: SettableClock, **entry: Any) -> Any:
+    """A beat at the slot of `e`, which is about to publish it."""
     ledger = MemoryLedger(clock)
     ledger.record_tasks("unit", ["note"])
-    entry = {"task": "note", "schedule": 86_400, "options": {"countdown": 3600}}
-    app = make_app({"e": entry})
-    sent = make_beat(app, ledger, clock)
+    sent = make_beat(make_app({"e": {"task": "note", "schedule": 86_400, **entry}}), ledger, clock)
     clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
     sent.tick()
-    run_for(sent, 1)
-    (first,) = [m for m in messages(app) if m.headers["idem_entry"] == "e"]
-    assert first.headers["eta"]
+    return sent
+
+
+def claimed(sent: Any) -> tuple[RunRow, int]:
+    """The run of `e` and its fence, in the hands of a worker."""
+    ledger = sent.ledger
     (row,) = [row for row in rows(ledger) if row.entry == "e"]
     ledger.register("lease", Owner("worker", "host", 1, "process"), 60)
     claim = ClaimRequest(row.key, "note", "unit", "e", row.task_id, 0, "lease", "claim")
-    assert ledger.give_back(row.key, ledger.claim(claim).fence, "put back", 5.0)
+    return row, ledger.claim(claim).fence
+
+
+def of_entry(sent: Any) -> list[Any]:
+    """The messages of `e`."""
+    return [m for m in messages(sent.app) if m.headers["idem_entry"] == "e"]
+
+
+def test_a_copy_for_a_retry_does_not_wait_again(clock: SettableClock) -> None:
+    sent = daily(clock, options={"countdown": 3600})
+    run_for(sent, 1)
+    (first,) = of_entry(sent)
+    assert first.headers["eta"]
+    row, fence = claimed(sent)
+    assert sent.ledger.give_back(row.key, fence, "put back", 5.0)
     run_for(sent, 6)
-    (copy_,) = [m for m in messages(app) if m.headers["idem_entry"] == "e"]
+    (copy_,) = of_entry(sent)
     assert copy_.headers["eta"] is None
 
 
 def test_a_lost_retry_comes_with_its_own_options(clock: SettableClock) -> None:
     """A retry may have other ones than its slot had."""
-    ledger = MemoryLedger(clock)
-    ledger.record_tasks("unit", ["note"])
-    app = make_app({"e": {"task": "note", "schedule": 86_400, "args": (1,)}})
-    sent = make_beat(app, ledger, clock)
-    clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
-    sent.tick()
+    sent = daily(clock, args=(1,))
     run_for(sent, 1)
-    messages(app)
-    (row,) = [row for row in rows(ledger) if row.entry == "e"]
-    ledger.register("lease", Owner("worker", "host", 1, "process"), 60)
-    claim = ClaimRequest(row.key, "note", "unit", "e", row.task_id, 0, "lease", "claim")
-    fence = ledger.claim(claim).fence
+    messages(sent.app)
+    row, fence = claimed(sent)
     options = {"task_id": row.task_id, "queue": "slow", "headers": {"mine": 2}, "time_limit": 5}
-    ledger.retry(row.key, fence, Retry(1, 0.0, dump("note", (2,), {}, options), grace=5.0))
+    awaited = Retry(1, 0.0, dump("note", (2,), {}, options), grace=5.0)
+    sent.ledger.retry(row.key, fence, awaited)
     run_for(sent, 6)
-    (copy_,) = messages(app, "slow")
+    (copy_,) = messages(sent.app, "slow")
     assert copy_.payload[0] == [2]
     assert (copy_.headers["mine"], copy_.headers["timelimit"]) == (2, [5, None])
     assert copy_.headers["retries"] == 1
 
 
 def test_a_copy_is_not_sent_while_the_one_before_waits(clock: SettableClock) -> None:
-    ledger = MemoryLedger(clock)
-    ledger.record_tasks("unit", ["note"])
-    entry = {"task": "note", "schedule": 86_400, "options": {"countdown": 3600}}
-    app = make_app({"e": entry})
-    sent = make_beat(app, ledger, clock)
-    clock.moment += timedelta(seconds=86_400 - clock.moment.timestamp() % 86_400 - 1)
-    sent.tick()
+    sent = daily(clock, options={"countdown": 3600})
     run_for(sent, 10_000)
     # After a minute and then two, on top of the hour for which each waits.
-    assert [m.headers["idem_entry"] for m in messages(app)].count("e") == 3
+    assert len(of_entry(sent)) == 3
 
 
 @pytest.mark.parametrize("args", [(), (BeatLazyFunc(lambda: 1),)], ids=["from entry", "kept"])

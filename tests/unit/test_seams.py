@@ -273,6 +273,20 @@ def test_is_due_of_a_scheduler_may_say_no(start: Any) -> None:
     ]
 
 
+class GoesOn(UnitScheduler):
+    """Has an `is_due` of its own, which says what Celery's does."""
+
+    def is_due(self, entry: Any) -> Any:
+        return super().is_due(entry)
+
+
+class OfTheirs(schedule):
+    """Has one too, so that only it knows when it is due."""
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        return super().is_due(last_run_at)
+
+
 def test_is_due_of_a_scheduler_is_asked_about_a_schedule_of_somebodys_own_too(
     start: Any, clock: SettableClock
 ) -> None:
@@ -282,14 +296,7 @@ def test_is_due_of_a_scheduler_is_asked_about_a_schedule_of_somebodys_own_too(
         def is_due(self, entry: Any) -> Any:
             return schedstate(is_due=False, next=1) if self.closed else super().is_due(entry)
 
-    class OfTheirs(schedule):
-        def now(self) -> datetime:
-            return clock.now()
-
-        def is_due(self, last_run_at: datetime) -> Any:
-            return super().is_due(last_run_at)
-
-    going = start(Own, {"theirs": {"task": "note", "schedule": OfTheirs(10)}})
+    going = start(Own, {"theirs": {"task": "note", "schedule": OfTheirs(10, nowfun=clock.now)}})
     run_for(going, 30)
     assert messages(going.app) == []
     going.closed = False
@@ -302,23 +309,16 @@ def test_a_schedule_that_remembers_its_answers_is_asked_once(
 ) -> None:
     """Though an `is_due` of a scheduler goes on to it."""
 
-    class Own(UnitScheduler):
-        def is_due(self, entry: Any) -> Any:
-            return super().is_due(entry)
-
     class Once(schedule):
         told = False
-
-        def now(self) -> datetime:
-            return clock.now()
 
         def is_due(self, last_run_at: datetime) -> Any:
             due = clock.now().second == 10 and not self.told
             self.told = self.told or due
             return schedstate(is_due=due, next=1)
 
-    app = make_app({"once": {"task": "note", "schedule": Once(10)}})
-    run_for(make_beat(app, ledger, clock, cls=Own), 30)
+    app = make_app({"once": {"task": "note", "schedule": Once(10, nowfun=clock.now)}})
+    run_for(make_beat(app, ledger, clock, cls=GoesOn), 30)
     assert [entry for entry, _ in slots(messages(app))] == ["once"]
 
 
@@ -326,22 +326,11 @@ def test_a_seldom_schedule_of_somebodys_own_is_due_though_beats_are_started_ofte
     ledger: ShakyLedger, clock: SettableClock
 ) -> None:
     """An `is_due` is asked with the slot before, and not with when this beat was started."""
-
-    class Own(UnitScheduler):
-        def is_due(self, entry: Any) -> Any:
-            return super().is_due(entry)
-
-    class Weekly(schedule):
-        def now(self) -> datetime:
-            return clock.now()
-
-        def is_due(self, last_run_at: datetime) -> Any:
-            return super().is_due(last_run_at)
-
+    weekly = OfTheirs(7 * 86_400, nowfun=clock.now)
     found = []
     for _ in range(22):
-        app = make_app({"w": {"task": "note", "schedule": Weekly(7 * 86_400)}})
-        run_for(make_beat(app, ledger, clock, cls=Own), 10)
+        app = make_app({"w": {"task": "note", "schedule": weekly}})
+        run_for(make_beat(app, ledger, clock, cls=GoesOn), 10)
         found += [slot for entry, slot in slots(messages(app)) if entry == "w"]
         clock.advance(86_400 - 10)
     assert len(found) == 3
