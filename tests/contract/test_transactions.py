@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -157,8 +158,9 @@ def level_of(connection: Any) -> Any:
     found = connection.execute(query).scalar()
     deadline = time.monotonic() + PATIENCE
     while found is None and time.monotonic() < deadline:
-        # MariaDB's view is made anew only after nobody has read it for 0.1 s.
-        connection.exec_driver_sql("DO SLEEP(0.11)")
+        # MariaDB's view is made anew only after nobody has read it for 0.1 s; and not at all, if
+        # two tests that run at once read it by turns, each as often as the other.
+        connection.exec_driver_sql(f"DO SLEEP({random.uniform(0.11, 1.0)})")
         found = connection.execute(query).scalar()
     return found
 
